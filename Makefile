@@ -1,0 +1,92 @@
+# A newcomer's whole interface; CI calls only these. One profile serves all, so that nothing compiles twice.
+#
+# Needs Rust, Python 3, make and a C compiler. The model is downloaded once, into ~/.cache/inferq. Every build is of the
+# whole workspace: a part of it would select other features and compile the libraries again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DEMO := $(TARGET)/demo
+SENTENCES := tests/fixtures/demo/sentences.jsonl
+SEEDS ?= 20000
+SEED_FROM ?= 0
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := job reply broker_url
+PEERS ?=
+
+# The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
+MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
+
+.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue clean tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+# One line for what is missing, instead of a page from the compiler.
+tools:
+	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+	@command -v python3 > /dev/null || { echo "python3 is missing: apt install python3 python3-pip" >&2; exit 1; }
+	@command -v cc > /dev/null || { echo "a C compiler is missing (SQLite is compiled in): apt install gcc" >&2; exit 1; }
+
+demo: tools ## embed 325 sentences and print the nearest ones to a few queries
+	@$(MODEL); \
+	$(CARGO) build --release --locked --workspace; \
+	rm -rf "$(DEMO)"; mkdir -p "$(DEMO)"; \
+	"$(TARGET)/release/inferq" run --model "$$model" --input $(SENTENCES) --output "$(DEMO)/vectors.jsonl"; \
+	python3 tests/tools/demo.py $(SENTENCES) "$(DEMO)/vectors.jsonl"
+
+test: tools ## every test
+	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
+	$(CARGO) build --release --locked --workspace; \
+	$(CARGO) test --release --locked --workspace
+
+lint: tools ## format, clippy, documentation, licences; shell scripts where shellcheck is there
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+	@if command -v cargo-deny > /dev/null; then cargo-deny --locked check --hide-inclusion-graph licenses bans sources; \
+	elif [ -n "$${CI:-}" ]; then echo "cargo-deny is missing: cargo install cargo-deny --locked" >&2; exit 1; \
+	else echo "lint: licences not checked (cargo install cargo-deny --locked)"; fi
+	@if command -v shellcheck > /dev/null; then shellcheck .ci/run $$(git ls-files '*.sh'); \
+	elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing: apt install shellcheck" >&2; exit 1; \
+	else echo "lint: shell scripts not checked (apt install shellcheck)"; fi
+
+fuzz: tools ## fuzz each decoder, FUZZ_SECONDS=600 in total; needs a nightly Rust
+	@$(CARGO) +nightly --version > /dev/null || { echo "nightly Rust is missing: rustup install nightly" >&2; exit 1; }
+	@command -v cargo-fuzz > /dev/null || $(CARGO) install cargo-fuzz --locked
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target; \
+		seeds=(); if [ -d tests/fixtures/fuzz/$$target ]; then seeds+=(tests/fixtures/fuzz/$$target); fi; \
+		if [ $$target != broker_url ]; then \
+			mkdir -p fuzz/corpus/$$target.seeds; cp tests/fixtures/wire/*/$$target-* fuzz/corpus/$$target.seeds; \
+			seeds+=(fuzz/corpus/$$target.seeds); \
+		fi; \
+		CARGO_TARGET_DIR="$(abspath $(TARGET))/fuzz" $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target "$${seeds[@]}" -- \
+			-max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)))) -max_len=65536 -timeout=10 -print_final_stats=1; \
+	done
+
+soak: tools ## the simulation over SEEDS=20000 seeds from SEED_FROM=0 on
+	INFERQ_SEEDS=$(SEEDS) INFERQ_SEED_FROM=$(SEED_FROM) \
+		$(CARGO) test --release --locked --workspace --test it -- --nocapture faults
+
+mutants: tools ## planted faults: the simulation must catch each within 500 seeds
+	$(CARGO) test --release --locked --workspace --features inferq-tests/mutants --test it -- --nocapture mutants
+
+bench-engine: tools ## the engine by length and batch, and inferq run against it; PEERS=1 adds onnxruntime
+	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
+	$(CARGO) build --release --locked --workspace; \
+	PEERS=$(PEERS) tests/tools/bench_engine.sh; \
+	"$(TARGET)/release/bench_worker" across; \
+	"$(TARGET)/release/bench_worker" run
+
+bench-queue: tools ## the embedded queue's rates, and the worker's without a model
+	@$(CARGO) build --release --locked --workspace; \
+	"$(TARGET)/release/bench_queue"; \
+	"$(TARGET)/release/bench_worker" echo; \
+	"$(TARGET)/release/bench_worker" memory
+
+clean: ## remove what was built
+	$(CARGO) clean

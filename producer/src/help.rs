@@ -1,0 +1,62 @@
+//! The examples and exit codes at the end of `--help`.
+
+/// Ends `inferq --help`.
+pub const MAIN: &str = "\
+Example, all on this machine:
+  inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
+
+Example, with workers elsewhere:
+  inferq setup   --queue sqlite:///var/lib/inferq/queue.db
+  inferq submit  --queue sqlite:///var/lib/inferq/queue.db --input texts.jsonl
+  inferq collect --ledger texts.jsonl.ledger.db --output vectors.jsonl
+
+Exit codes: 0 done; 2 done, and some items have an error instead of a result; 64 flags, files or
+queues can't be used as they are; 75 collect timed out; 1 anything else.";
+
+/// Ends `inferq run --help`.
+pub const RUN: &str = "\
+Examples:
+  inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
+  inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt' --output vectors.jsonl
+
+Each row of the output is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"},
+or {\"id\", \"index\", \"error\"} for a line or text that can't be embedded (exit code 2).
+After a crash or Ctrl-C the same command goes on. The files it needs for that lie beside the output
+and go when it is done.";
+
+/// Ends `inferq setup --help`.
+pub const SETUP: &str = "\
+Example:
+  inferq setup --queue 'sqlite:///var/lib/inferq/queue.db?queue=embeddings'
+
+It makes NAME (jobs), NAME.dead (dead letters) and NAME.results (replies that name no other route).
+What is there already stays as it is.";
+
+/// Ends `inferq submit --help`.
+pub const SUBMIT: &str = "\
+Examples:
+  inferq submit --queue sqlite:///var/lib/inferq/queue.db --input texts.jsonl
+  zcat texts.jsonl.gz | inferq submit --queue sqlite:queue.db --input - --format jsonl --ledger a.db
+
+A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file has one
+text a line, of 1 MiB at most. A line that is none of these, or too long, is no reason to stop: it is
+counted (exit code 2), and collect writes why in its place.
+After a crash or Ctrl-C the same command goes on. It refuses an input or flags that have changed.";
+
+/// Ends `inferq collect --help`.
+pub const COLLECT: &str = "\
+Examples:
+  inferq collect --ledger texts.jsonl.ledger.db --output vectors.jsonl
+  inferq collect --ledger texts.jsonl.ledger.db --output - --timeout-s 600 | head
+
+Each row is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or
+{\"id\", \"index\", \"error\": {\"code\", \"message\"}} (exit code 2). index counts the items from 0; an item
+without an id of its own is called <job id>/<its place in the job>.
+The output appears only when it is whole. Replies are kept in the ledger, which you may delete when
+you have the output.";
+
+/// Ends `inferq status --help`.
+pub const STATUS: &str = "\
+Examples:
+  inferq status --queue sqlite:///var/lib/inferq/queue.db --watch
+  inferq status --queue sqlite:///var/lib/inferq/queue.db --json | jq '.queues[0].waiting'";

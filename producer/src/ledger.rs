@@ -1,0 +1,575 @@
+//! The ledger: one sqlite file that says what a submission is, which of its jobs the broker has confirmed, and which
+//! replies have come. It is all that `submit` and `collect` need to go on after a crash.
+//!
+//! In: a [`Plan`], confirmed chunks, replies. Out: job ids, what is unanswered, the best reply of each job in input
+//! order. Each `record_…` call is one durable transaction. Confirmed jobs always form a prefix of the input. It never
+//! talks to a broker, never holds more than one group of rows in memory, and lets only one process in.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use inferq_shared::job::JobId;
+use inferq_shared::reply::{Reply, ReplyError, Status};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::{Chunk, ChunkDigest};
+
+/// Marks a sqlite file as a ledger: "iqld".
+const APPLICATION_ID: i32 = 0x6971_6c64;
+/// The version of the tables below.
+const FORMAT: i32 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    -- One row a confirmed chunk; items counts the good ones, ids is a JSON list, absent when no item has an id.
+    CREATE TABLE jobs (
+        chunk INTEGER PRIMARY KEY, first INTEGER NOT NULL, items INTEGER NOT NULL, digest BLOB NOT NULL,
+        place TEXT NOT NULL, ids TEXT
+    );
+    CREATE TABLE bad (position INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, id TEXT, code TEXT NOT NULL, message TEXT NOT NULL);
+    CREATE INDEX bad_by_chunk ON bad (chunk);
+    CREATE TABLE replies (chunk INTEGER PRIMARY KEY, status TEXT NOT NULL, tokens INTEGER NOT NULL, body BLOB NOT NULL);
+";
+
+/// Why the ledger did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Another process works on it.
+    #[error("ledger {0} is in use by another process: wait for it, or stop it")]
+    Locked(PathBuf),
+    /// No such file.
+    #[error("no ledger {0}: `inferq submit --ledger` makes one")]
+    Missing(PathBuf),
+    /// Some other file.
+    #[error("{0} is not a ledger of this version of inferq: name another file")]
+    NotALedger(PathBuf),
+    /// What is submitted now is not what the ledger began with.
+    #[error("{0}")]
+    Changed(String),
+    /// The file can't be read or written.
+    #[error("ledger {path}: {error}")]
+    Sqlite {
+        /// Which ledger.
+        path: PathBuf,
+        /// What sqlite says.
+        error: rusqlite::Error,
+    },
+}
+
+/// What a submission does to its input. Two runs with the same plan and input make the same jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The queue's address.
+    pub queue: String,
+    /// What every job says besides its items, as JSON by flag name.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A ledger, open and locked.
+pub struct Ledger {
+    connection: Connection,
+    path: PathBuf,
+    submission: Option<String>,
+    counts: Counts,
+}
+
+/// What a ledger holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Chunks whose jobs are confirmed, those without a good item included.
+    pub chunks: u64,
+    /// Jobs that a reply must come for.
+    pub jobs: u64,
+    /// Entries of the input, good and bad.
+    pub entries: u64,
+    /// Bad lines.
+    pub bad: u64,
+    /// Jobs that a reply has come for.
+    pub answered: u64,
+    /// Items of those jobs.
+    pub items_answered: u64,
+    /// Tokens that the replies count.
+    pub tokens: u64,
+    /// The whole input has been submitted.
+    pub complete: bool,
+}
+
+impl Counts {
+    /// Whether every job of the whole input has a reply.
+    pub fn all_answered(&self) -> bool {
+        self.complete && self.answered == self.jobs
+    }
+}
+
+/// What became of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// The first for its job.
+    First,
+    /// A second one: the better of the two is kept.
+    Duplicate,
+    /// For no job of this submission.
+    Unknown,
+    /// It does not answer its job: why.
+    Unfit(String),
+}
+
+/// A ledger that `submit` and `collect` share within one process.
+#[derive(Clone)]
+pub struct SharedLedger(Arc<Mutex<Ledger>>);
+
+impl SharedLedger {
+    /// Shares `ledger`.
+    pub fn new(ledger: Ledger) -> Self {
+        Self(Arc::new(Mutex::new(ledger)))
+    }
+
+    /// Runs `work` on the ledger. It blocks on the disk, so the runtime moves its other tasks to another thread; that
+    /// takes the multi-threaded runtime.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Ledger) -> T) -> T {
+        tokio::task::block_in_place(|| work(&mut self.0.lock().expect("no work on the ledger panics")))
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger at `path`, or makes an empty one.
+    ///
+    /// # Errors
+    /// When it is in use, no ledger, or the file can't be made.
+    pub fn open_or_create(path: &Path) -> Result<Self, LedgerError> {
+        let connection = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
+        Self::prepare(connection, path).map_err(|error| sqlite_error(path, error))?.check_format()
+    }
+
+    /// Opens the ledger at `path`.
+    ///
+    /// # Errors
+    /// When it is absent, in use, or no ledger.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        if !path.exists() {
+            return Err(LedgerError::Missing(path.to_owned()));
+        }
+        Self::open_or_create(path)
+    }
+
+    fn prepare(connection: Connection, path: &Path) -> rusqlite::Result<Self> {
+        connection.busy_timeout(Duration::from_millis(200))?;
+        // Held until the connection closes or the process dies, so no second process gets in.
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A reply is acked after its commit, so the commit must outlive a power cut.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
+        Ok(Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() })
+    }
+
+    fn check_format(mut self) -> Result<Self, LedgerError> {
+        let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+        let tables = "SELECT count(*) FROM sqlite_schema";
+        let tables: u64 = self.connection.query_row(tables, [], |row| row.get(0)).map_err(self.named())?;
+        let (application, format) =
+            (pragma("application_id").map_err(self.named())?, pragma("user_version").map_err(self.named())?);
+        if tables == 0 {
+            self.create_tables().map_err(self.named())?;
+        } else if (application, format) != (APPLICATION_ID, FORMAT) {
+            return Err(LedgerError::NotALedger(self.path));
+        }
+        self.load().map_err(self.named())?;
+        Ok(self)
+    }
+
+    fn create_tables(&mut self) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute_batch(TABLES)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", FORMAT)?;
+        transaction.commit()
+    }
+
+    fn load(&mut self) -> rusqlite::Result<()> {
+        self.submission = self.setting("submission")?;
+        let complete = self.setting("complete")?.is_some();
+        let sums = "SELECT count(*), coalesce(sum(items > 0), 0), coalesce(sum(items), 0), (SELECT count(*) FROM bad),
+            (SELECT count(*) FROM replies), (SELECT coalesce(sum(tokens), 0) FROM replies),
+            (SELECT coalesce(sum(j.items), 0) FROM replies r JOIN jobs j USING (chunk)) FROM jobs";
+        self.counts = self.connection.query_row(sums, [], |row| {
+            let bad: u64 = row.get(3)?;
+            Ok(Counts {
+                chunks: row.get(0)?,
+                jobs: row.get(1)?,
+                entries: row.get::<_, u64>(2)? + bad,
+                bad,
+                answered: row.get(4)?,
+                tokens: row.get(5)?,
+                items_answered: row.get(6)?,
+                complete,
+            })
+        })?;
+        Ok(())
+    }
+
+    fn setting(&self, name: &str) -> rusqlite::Result<Option<String>> {
+        let select = "SELECT value FROM settings WHERE name = ?1";
+        self.connection.query_row(select, [name], |row| row.get(0)).optional()
+    }
+
+    fn named(&self) -> impl Fn(rusqlite::Error) -> LedgerError + use<> {
+        let path = self.path.clone();
+        move |error| sqlite_error(&path, error)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The submission's id; `None` before [`Ledger::begin`].
+    pub fn submission(&self) -> Option<&str> {
+        self.submission.as_deref()
+    }
+
+    /// The plan that it began with.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn plan(&self) -> Result<Option<Plan>, LedgerError> {
+        let plan = self.setting("plan").map_err(self.named())?;
+        plan.map(|plan| serde_json::from_str(&plan).map_err(|_| LedgerError::NotALedger(self.path.clone()))).transpose()
+    }
+
+    /// Begins the submission `id`, or goes on with the one that is there. Returns the submission's id.
+    ///
+    /// # Errors
+    /// `Changed` when the ledger began with another plan.
+    pub fn begin(&mut self, plan: &Plan, id: impl FnOnce() -> String) -> Result<String, LedgerError> {
+        let Some(submission) = self.submission.clone() else {
+            let id = id();
+            self.store_plan(plan, &id).map_err(self.named())?;
+            self.submission = Some(id.clone());
+            return Ok(id);
+        };
+        let before = self.plan()?.ok_or_else(|| LedgerError::NotALedger(self.path.clone()))?;
+        match difference(&before, plan) {
+            None => Ok(submission),
+            Some(difference) => Err(LedgerError::Changed(format!(
+                "ledger {} began with {difference}: give the same again, or name another ledger",
+                self.path.display()
+            ))),
+        }
+    }
+
+    fn store_plan(&mut self, plan: &Plan, id: &str) -> rusqlite::Result<()> {
+        let plan = serde_json::to_string(plan).expect("a plan has only string keys");
+        let transaction = self.connection.transaction()?;
+        let insert = "INSERT INTO settings VALUES ('plan', ?1), ('submission', ?2)";
+        transaction.execute(insert, params![plan, id])?;
+        transaction.commit()
+    }
+
+    /// Whether `chunk` is confirmed already.
+    ///
+    /// # Errors
+    /// `Changed` when the ledger has other entries in its place, or was complete without it.
+    pub fn is_confirmed(&self, chunk: &Confirmed) -> Result<bool, LedgerError> {
+        let select = "SELECT digest FROM jobs WHERE chunk = ?1";
+        let digest: Option<ChunkDigest> = self
+            .connection
+            .prepare_cached(select)
+            .and_then(|mut select| select.query_row([chunk.number], |row| row.get(0)).optional())
+            .map_err(self.named())?;
+        match digest {
+            Some(digest) if digest == chunk.digest => Ok(true),
+            None if !self.counts.complete => Ok(false),
+            _ => Err(LedgerError::Changed(format!(
+                "the input has changed since it was submitted: it differs within {} entries from {} on; \
+                 restore it, or name another ledger than {}",
+                chunk.entries(),
+                chunk.place,
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Whether a reply has come for `chunk`.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn is_answered(&self, chunk: u64) -> Result<bool, LedgerError> {
+        let select = "SELECT 1 FROM replies WHERE chunk = ?1";
+        self.connection.prepare_cached(select).and_then(|mut select| select.exists([chunk])).map_err(self.named())
+    }
+
+    /// Records chunks whose jobs the broker has confirmed. They must come in order; one that is there stays as it is.
+    ///
+    /// # Errors
+    /// When the file can't be written; then none is recorded.
+    pub fn record_confirmed(&mut self, chunks: &[Confirmed]) -> Result<(), LedgerError> {
+        let named = self.named();
+        let added = self.insert_confirmed(chunks).map_err(named)?;
+        self.counts.chunks += added.chunks;
+        self.counts.jobs += added.jobs;
+        self.counts.entries += added.entries;
+        self.counts.bad += added.bad;
+        Ok(())
+    }
+
+    fn insert_confirmed(&mut self, chunks: &[Confirmed]) -> rusqlite::Result<Counts> {
+        let transaction = self.connection.transaction()?;
+        let mut added = Counts::default();
+        for chunk in chunks {
+            let insert = "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
+            let row = params![chunk.number, chunk.first, chunk.items, chunk.digest, chunk.place, chunk.ids];
+            if transaction.prepare_cached(insert)?.execute(row)? == 0 {
+                continue;
+            }
+            for (index, id, error) in &chunk.bad {
+                let insert = "INSERT INTO bad VALUES (?1, ?2, ?3, ?4, ?5)";
+                let row = params![index, chunk.number, id, error.code, error.message];
+                transaction.prepare_cached(insert)?.execute(row)?;
+            }
+            added.chunks += 1;
+            added.jobs += u64::from(chunk.items > 0);
+            added.entries += chunk.entries();
+            added.bad += chunk.bad.len() as u64;
+        }
+        transaction.commit()?;
+        Ok(added)
+    }
+
+    /// Records that the whole input, of `chunks` chunks, has been submitted.
+    ///
+    /// # Errors
+    /// `Changed` when the ledger holds more than that.
+    pub fn record_complete(&mut self, chunks: u64) -> Result<(), LedgerError> {
+        if chunks < self.counts.chunks {
+            return Err(LedgerError::Changed(format!(
+                "the input is shorter than when it was submitted: {chunks} of {} jobs; restore it, or name another \
+                 ledger than {}",
+                self.counts.chunks,
+                self.path.display()
+            )));
+        }
+        let insert = "INSERT INTO settings VALUES ('complete', ?1) ON CONFLICT DO NOTHING";
+        self.connection.execute(insert, [chunks.to_string()]).map_err(self.named())?;
+        self.counts.complete = true;
+        Ok(())
+    }
+
+    /// Records replies, the best for each job; returns once that is durable.
+    ///
+    /// # Errors
+    /// When the file can't be read or written; then none is recorded.
+    pub fn record_replies(&mut self, replies: &[(Reply, Bytes)]) -> Result<Vec<Recorded>, LedgerError> {
+        let named = self.named();
+        let submission = self.submission.clone().unwrap_or_default();
+        let mut counts = self.counts;
+        let transaction = self.connection.transaction().map_err(&named)?;
+        let mut recorded = Vec::with_capacity(replies.len());
+        for (reply, body) in replies {
+            let chunk = chunk_of(&submission, &reply.id);
+            let fate =
+                chunk.map_or(Ok(Recorded::Unknown), |chunk| keep_best(&transaction, chunk, reply, body, &mut counts));
+            recorded.push(fate.map_err(&named)?);
+        }
+        transaction.commit().map_err(&named)?;
+        self.counts = counts;
+        Ok(recorded)
+    }
+
+    /// The ids of the first `limit` jobs without a reply.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn unanswered(&self, limit: usize) -> Result<Vec<JobId>, LedgerError> {
+        let select = "SELECT chunk FROM jobs WHERE items > 0 AND chunk NOT IN (SELECT chunk FROM replies)
+            ORDER BY chunk LIMIT ?1";
+        let submission = self.submission.clone().unwrap_or_default();
+        let mut select = self.connection.prepare(select).map_err(self.named())?;
+        let chunks = select.query_map([limit], |row| row.get(0)).map_err(self.named())?;
+        chunks.map(|chunk| chunk.map(|chunk| job_id(&submission, chunk)).map_err(self.named())).collect()
+    }
+
+    /// Calls `visit` with every chunk in input order: what was asked, and the best reply.
+    ///
+    /// # Errors
+    /// When the file can't be read, or what `visit` says.
+    pub fn for_each<E: From<LedgerError>>(&self, mut visit: impl FnMut(Answered) -> Result<(), E>) -> Result<(), E> {
+        let select = "SELECT j.chunk, j.first, j.items, j.ids, r.body FROM jobs j LEFT JOIN replies r USING (chunk)
+            ORDER BY j.chunk";
+        let submission = self.submission.clone().unwrap_or_default();
+        let mut select = self.connection.prepare(select).map_err(self.named())?;
+        let mut rows = select.query([]).map_err(self.named())?;
+        while let Some(row) = rows.next().map_err(self.named())? {
+            visit(self.answered(row, &submission).map_err(self.named())?)?;
+        }
+        Ok(())
+    }
+
+    fn answered(&self, row: &rusqlite::Row<'_>, submission: &str) -> rusqlite::Result<Answered> {
+        let chunk: u64 = row.get(0)?;
+        let ids: Option<String> = row.get(3)?;
+        let select = "SELECT position, id, code, message FROM bad WHERE chunk = ?1 ORDER BY position";
+        let mut select = self.connection.prepare_cached(select)?;
+        let bad = select.query_map([chunk], |row| {
+            Ok((row.get(0)?, row.get(1)?, ReplyError { code: row.get(2)?, message: row.get(3)? }))
+        })?;
+        Ok(Answered {
+            job: job_id(submission, chunk),
+            first: row.get(1)?,
+            items: row.get(2)?,
+            // Written by this file as a list of as many ids as items.
+            ids: ids.and_then(|ids| serde_json::from_str(&ids).ok()).unwrap_or_default(),
+            bad: bad.collect::<rusqlite::Result<_>>()?,
+            reply: row.get(4)?,
+        })
+    }
+}
+
+/// What the ledger keeps of a chunk whose job is confirmed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Confirmed {
+    number: u64,
+    first: u64,
+    items: u64,
+    digest: ChunkDigest,
+    place: String,
+    ids: Option<String>,
+    bad: Vec<(u64, Option<String>, ReplyError)>,
+}
+
+impl Confirmed {
+    /// What is kept of `chunk`: no texts.
+    pub fn of(chunk: &Chunk) -> Self {
+        let ids: Vec<_> = chunk.items.iter().map(|item| item.id.as_deref()).collect();
+        let ids = ids.iter().any(Option::is_some).then(|| serde_json::to_string(&ids).expect("ids are strings"));
+        Self {
+            number: chunk.number,
+            first: chunk.first,
+            items: chunk.items.len() as u64,
+            digest: chunk.digest,
+            place: chunk.place.to_string(),
+            ids,
+            bad: chunk.bad.iter().map(|(index, bad)| (*index, bad.id.clone(), bad.error.clone())).collect(),
+        }
+    }
+
+    /// The chunk's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Good and bad entries together.
+    pub fn entries(&self) -> u64 {
+        self.items + self.bad.len() as u64
+    }
+}
+
+/// One chunk and its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answered {
+    /// The job's id.
+    pub job: JobId,
+    /// The index of the chunk's first entry.
+    pub first: u64,
+    /// Good items.
+    pub items: u64,
+    /// The items' own ids; empty when none has one.
+    pub ids: Vec<Option<String>>,
+    /// Bad lines: index, id, error.
+    pub bad: Vec<(u64, Option<String>, ReplyError)>,
+    /// The best reply's body.
+    pub reply: Option<Vec<u8>>,
+}
+
+/// The id of the job made from a submission's chunk: the same at every try.
+pub fn job_id(submission: &str, chunk: u64) -> JobId {
+    JobId::new(format!("{submission}-{chunk:06}")).expect("a submission's id and a number make a job id")
+}
+
+/// The chunk that a job id was made from, if it is one of `submission`'s.
+fn chunk_of(submission: &str, id: &JobId) -> Option<u64> {
+    let chunk = id.as_str().strip_prefix(submission)?.strip_prefix('-')?.parse().ok()?;
+    (job_id(submission, chunk) == *id).then_some(chunk)
+}
+
+/// Keeps `reply` if it is the first for its job, or better than the one that is there.
+fn keep_best(
+    transaction: &Transaction<'_>,
+    chunk: u64,
+    reply: &Reply,
+    body: &[u8],
+    counts: &mut Counts,
+) -> rusqlite::Result<Recorded> {
+    let select = "SELECT j.items, r.status, coalesce(r.tokens, 0) FROM jobs j LEFT JOIN replies r USING (chunk)
+        WHERE j.chunk = ?1 AND j.items > 0";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let row: Option<(u64, Option<String>, u64)> =
+        transaction.prepare_cached(select)?.query_row([chunk], row).optional()?;
+    let Some((items, before, tokens_before)) = row else { return Ok(Recorded::Unknown) };
+    if let Some(why) = unfit(reply, items) {
+        return Ok(Recorded::Unfit(why));
+    }
+    let duplicate = before.is_some();
+    if before.is_some_and(|before| !reply.status.is_better_than(status(&before))) {
+        return Ok(Recorded::Duplicate);
+    }
+    let replace = "INSERT OR REPLACE INTO replies VALUES (?1, ?2, ?3, ?4)";
+    let row = params![chunk, reply.status.as_str(), reply.usage.tokens, body];
+    transaction.prepare_cached(replace)?.execute(row)?;
+    counts.tokens = counts.tokens - tokens_before + reply.usage.tokens;
+    if duplicate {
+        return Ok(Recorded::Duplicate);
+    }
+    counts.answered += 1;
+    counts.items_answered += items;
+    Ok(Recorded::First)
+}
+
+/// Why `reply` can't be the answer to a job of `items` items.
+fn unfit(reply: &Reply, items: u64) -> Option<String> {
+    if reply.error.is_some() && reply.results.is_empty() {
+        return None;
+    }
+    if reply.results.len() as u64 != items {
+        return Some(format!("the reply has {} results, the job has {items} items", reply.results.len()));
+    }
+    let misplaced = reply.results.iter().zip(0..).find(|(result, index)| result.index != *index);
+    misplaced.map(|(result, index)| format!("the reply's result {index} has index {}", result.index))
+}
+
+fn status(name: &str) -> Status {
+    let known = [Status::Succeeded, Status::Partial, Status::Failed, Status::Rejected, Status::Expired];
+    known.into_iter().find(|status| status.as_str() == name).unwrap_or(Status::Failed)
+}
+
+/// The first flag that two plans differ in, and its value before.
+fn difference(before: &Plan, now: &Plan) -> Option<String> {
+    if before.queue != now.queue {
+        return Some(format!("--queue {}", before.queue));
+    }
+    let names = before.parameters.keys().chain(now.parameters.keys());
+    let changed = names.into_iter().find(|name| before.parameters.get(*name) != now.parameters.get(*name))?;
+    Some(match before.parameters.get(changed) {
+        Some(value) => format!("--{changed} {value}"),
+        None => format!("no --{changed}"),
+    })
+}
+
+fn sqlite_error(path: &Path, error: rusqlite::Error) -> LedgerError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerError::Locked(path.to_owned()),
+        Some(ErrorCode::NotADatabase) => LedgerError::NotALedger(path.to_owned()),
+        _ => LedgerError::Sqlite { path: path.to_owned(), error },
+    }
+}
+
+#[cfg(test)]
+mod tests;

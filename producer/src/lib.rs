@@ -1,0 +1,30 @@
+//! The producer: submits jobs, collects their replies, or does both beside a worker in one process.
+//!
+//! ```text
+//!            entries          jobs, attributes                    best replies
+//!   source ──────────▶ chunk ─────────────────▶ submit ▶ queue ┄┄▶ collect ────────────▶ sink
+//!                                                  └────▶ ledger ◀────┘
+//! ```
+//!
+//! - [`source`]: input files → entries; [`chunk`]: entries → the items of each job (pure).
+//! - [`recipe`]: the flags that say what every job asks for.
+//! - [`ledger`]: what the broker has confirmed and which replies have come; both commands go on from it.
+//! - [`submit`], [`collect`], [`run`], [`setup`], [`status`]: one subcommand each.
+//! - [`sink`]: rows → an output file that is whole or absent.
+//! - [`progress`]: a bar for people, a line now and then for logs.
+//! - [`outcome`]: how a command ends, and the exit code that says so.
+
+pub mod chunk;
+pub mod collect;
+pub mod connect;
+pub mod help;
+pub mod ledger;
+pub mod outcome;
+pub mod progress;
+pub mod recipe;
+pub mod run;
+pub mod setup;
+pub mod sink;
+pub mod source;
+pub mod status;
+pub mod submit;

@@ -1,0 +1,31 @@
+//! `inferq setup`: the queues that belong to one jobs queue, made if they are absent.
+//!
+//! In: a queue's address. Out: jobs, dead letters and default results, on the broker; their names and what is in them,
+//! on stdout. Running it again changes nothing.
+
+use inferq_shared::broker::BrokerUrl;
+
+use crate::connect::{connect, failed, print};
+use crate::outcome::{Error, Outcome};
+use crate::status::{read, table};
+
+/// The flags of `inferq setup`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or sqlite:queue.db?queue=jobs.
+    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    queue: BrokerUrl,
+}
+
+/// Runs `inferq setup`.
+///
+/// # Errors
+/// When the broker refuses or can't be reached.
+pub async fn setup(args: Args) -> Result<Outcome, Error> {
+    let broker = connect(&args.queue).await?;
+    broker.setup(&args.queue.queues).await.map_err(|error| failed(&args.queue, error))?;
+    let status = read(&broker, &args.queue).await?;
+    broker.close().await;
+    print(&format!("ready at {}\n{}", args.queue, table(&status)))?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,373 @@
+//! `inferq submit`: the input's lines as jobs on the queue, each confirmed, and the ledger that says so.
+//!
+//! In: files, a queue, a ledger. Out: published jobs, a route of their own for the replies, a ledger that `collect`
+//! reads. A crash at any point is mended by the same command: job ids come from the ledger, so a job that is published
+//! twice is still one job. What is read, waiting and in flight is bounded; it never holds the whole input.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use inferq_shared::backoff::Backoff;
+use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Message, Publisher, QueueOptions};
+use inferq_shared::job::{Encoding, attribute};
+use jiff::Timestamp;
+use rand::RngExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::chunk::{Chunk, Chunker};
+use crate::connect::{absolute, connect, failed, print, quoted_path};
+use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger, job_id};
+use crate::outcome::{Error, Outcome};
+use crate::progress::{Progress, Tally, Total, grouped};
+use crate::recipe::{InputArgs, JobArgs, Recipe};
+use crate::source::Source;
+
+/// The flags of `inferq submit`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or sqlite:queue.db?queue=jobs.
+    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    queue: BrokerUrl,
+    #[command(flatten)]
+    input: InputArgs,
+    /// Remembers what was confirmed, so that the same command goes on after a crash. Default: <input>.ledger.db;
+    /// required for stdin, patterns and several files.
+    #[arg(long, env = "INFERQ_LEDGER", value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    job: JobArgs,
+    /// How embeddings travel in replies; base64 is exact and takes less than half of the space. `collect` chooses how
+    /// they are written.
+    #[arg(long, env = "INFERQ_ENCODING", value_name = "float|base64", default_value = "base64", value_parser = encoding)]
+    encoding: Encoding,
+    /// Send again every job that no reply has come for.
+    #[arg(long)]
+    resubmit_unanswered: bool,
+}
+
+/// How embeddings are written, from a flag.
+///
+/// # Errors
+/// When it is neither.
+pub fn encoding(text: &str) -> Result<Encoding, String> {
+    match text {
+        "float" => Ok(Encoding::Float),
+        "base64" => Ok(Encoding::Base64),
+        _ => Err("must be float or base64".to_owned()),
+    }
+}
+
+/// Which of the jobs that the ledger knows as confirmed are published again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// None.
+    Nothing,
+    /// Those without a reply.
+    Unanswered,
+}
+
+/// What is said while the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// That it is: somebody must start workers.
+    Say,
+    /// Nothing: the bound is ours, and our worker is at it.
+    Wait,
+}
+
+/// A replies' route goes when nobody has used it for so long.
+pub const ROUTE_EXPIRES: Duration = Duration::from_secs(31 * 86400);
+/// A publish carries no more jobs than this,
+const GROUP_JOBS: usize = 256;
+/// and no more bytes, unless one job alone has more.
+const GROUP_BYTES: usize = 4 << 20;
+/// Room in a full queue comes with every ack: it is looked for more often than a lost broker.
+const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(200) };
+/// Waiting for so long is worth a line.
+const SAY_AFTER: Duration = Duration::from_secs(3);
+/// Publishes that wait for their confirm.
+const GROUPS_IN_FLIGHT: usize = 4;
+
+/// Runs `inferq submit`.
+///
+/// # Errors
+/// When flags, input, ledger or queue can't be used, or a signal came.
+pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
+    let source = args.input.source()?;
+    let path = ledger_path(&args)?;
+    let recipe = Recipe::new(&args.job, args.encoding);
+    let queue = absolute(&args.queue)?;
+    let broker = connect(&queue).await?;
+    broker.status(&queue.queues.jobs).await.map_err(|error| failed(&queue, error))?;
+
+    let mut ledger = Ledger::open_or_create(&path)?;
+    let plan = Plan { queue: queue.to_string(), parameters: recipe.compared(&args.input) };
+    let submission = ledger.begin(&plan, new_submission)?;
+    let counts = ledger.counts();
+    if counts.chunks > 0 && !args.resubmit_unanswered {
+        eprintln!("going on after {} jobs in {}", grouped(counts.jobs), path.display());
+    }
+    let again = if args.resubmit_unanswered { Again::Unanswered } else { Again::Nothing };
+    let ledger = SharedLedger::new(ledger);
+    let work =
+        Submission { broker: &broker, queue: &queue, ledger, submission, recipe, again, when_full: WhenFull::Say };
+    work.declare_route().await?;
+    let progress = Progress::new();
+    let published = work.publish_all(source, &progress, &stop, |items, total| {
+        progress.expect(total);
+        progress.reach(Tally { items, tokens: 0 });
+    });
+    let published = published.await;
+    progress.finish();
+    let counts = work.ledger.with(|ledger| ledger.counts());
+    let Submission { submission, .. } = work;
+    broker.close().await;
+    let published = published.map_err(|error| with_the_way_on(error, counts))?;
+    report(&submission, counts, published, &path)
+}
+
+fn with_the_way_on(error: Error, counts: Counts) -> Error {
+    match error {
+        Error::Interrupted(_) => Error::Interrupted(format!(
+            "interrupted after {} items in {} jobs; the same command goes on from there",
+            grouped(counts.entries),
+            grouped(counts.jobs)
+        )),
+        error => error,
+    }
+}
+
+fn report(submission: &str, counts: Counts, published: Published, path: &Path) -> Result<Outcome, Error> {
+    print(&format!(
+        "submission {submission}: {} items in {} jobs, {} of them published now\ncollect with: inferq collect --ledger {} \
+         --output {}\n",
+        grouped(counts.entries - counts.bad),
+        grouped(counts.jobs),
+        grouped(published.jobs),
+        quoted_path(path),
+        quoted_path(&path.with_file_name("vectors.jsonl")),
+    ))?;
+    if counts.bad == 0 {
+        return Ok(Outcome::Done);
+    }
+    let lines = if counts.bad == 1 { "line" } else { "lines" };
+    eprintln!("{} bad {lines} can't be items; collect writes why, in their places", grouped(counts.bad));
+    Ok(Outcome::SomeFailed)
+}
+
+fn ledger_path(args: &Args) -> Result<PathBuf, Error> {
+    match (&args.ledger, args.input.single_file()) {
+        (Some(path), _) => Ok(path.clone()),
+        (None, Some(input)) => Ok(format!("{input}.ledger.db").into()),
+        (None, None) => {
+            let message = "--ledger FILE is required when the input is stdin, a pattern or several files";
+            Err(Error::Usage(message.to_owned()))
+        }
+    }
+}
+
+/// A new submission's id: short, and not met twice.
+pub fn new_submission() -> String {
+    format!("s{:012x}", rand::rng().random::<u64>() & 0xffff_ffff_ffff)
+}
+
+/// A submission at work.
+pub struct Submission<'a> {
+    /// Where it goes.
+    pub broker: &'a Broker,
+    /// The queue's address and names.
+    pub queue: &'a BrokerUrl,
+    /// What it remembers.
+    pub ledger: SharedLedger,
+    /// Its id.
+    pub submission: String,
+    /// What its jobs ask for.
+    pub recipe: Recipe,
+    /// Which confirmed jobs are published again.
+    pub again: Again,
+    /// What is said while the queue is full.
+    pub when_full: WhenFull,
+}
+
+/// What one run of a submission did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Jobs confirmed in this run.
+    pub jobs: u64,
+    /// Chunks of the whole input.
+    pub chunks: u64,
+}
+
+/// Jobs that are published together, as the reader thread makes them.
+struct Group {
+    jobs: Vec<(Confirmed, Option<Message>)>,
+    bytes: usize,
+    fraction: Option<f64>,
+}
+
+impl Submission<'_> {
+    /// Makes the route that the replies take, before anything is published.
+    ///
+    /// # Errors
+    /// When the broker refuses or can't be reached.
+    pub async fn declare_route(&self) -> Result<(), Error> {
+        let route = self.queue.queues.submission(&self.submission);
+        let options = QueueOptions { expires: Some(ROUTE_EXPIRES), ..QueueOptions::default() };
+        self.broker.declare(&route, options).await.map_err(|error| failed(self.queue, error))
+    }
+
+    /// Publishes every job that is not confirmed yet, and records that the whole input has been submitted. Calls
+    /// `report` with the entries confirmed and the estimated total.
+    ///
+    /// # Errors
+    /// When input, ledger or queue fail for good, the input has changed, or `stop` was cancelled.
+    pub async fn publish_all(
+        &self,
+        source: Source,
+        progress: &Progress,
+        stop: &CancellationToken,
+        report: impl Fn(u64, Total),
+    ) -> Result<Published, Error> {
+        let (tx, mut groups) = mpsc::channel(2);
+        let (recipe, submission) = (self.recipe.clone(), self.submission.clone());
+        let reader = thread::spawn(move || read(source, &recipe, &submission, &tx));
+        let mut in_flight = FuturesOrdered::new();
+        let (mut entries, mut published) = (0, Published::default());
+        let mut reading = true;
+        while reading || !in_flight.is_empty() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(Error::Interrupted("interrupted".to_owned())),
+                Some(done) = in_flight.next() => {
+                    let done: Done = done?;
+                    self.ledger.with(|ledger| ledger.record_confirmed(&done.chunks))?;
+                    entries += done.chunks.iter().map(Confirmed::entries).sum::<u64>();
+                    published.jobs += done.jobs;
+                    published.chunks += done.chunks.len() as u64;
+                    report(entries, Total::estimate(entries, done.fraction));
+                }
+                group = groups.recv(), if reading && in_flight.len() < GROUPS_IN_FLIGHT => match group {
+                    Some(group) => in_flight.push_back(self.publish(self.unpublished(group?)?, progress)),
+                    None => reading = false,
+                },
+            }
+        }
+        // Its channel is closed, so the thread has ended.
+        reader.join().expect("reading does not panic");
+        self.ledger.with(|ledger| ledger.record_complete(published.chunks))?;
+        report(entries, Total::Exactly(entries));
+        Ok(published)
+    }
+
+    /// The group without the messages that need not be published.
+    fn unpublished(&self, mut group: Group) -> Result<Group, Error> {
+        self.ledger.with(|ledger| {
+            for (chunk, message) in &mut group.jobs {
+                let needed = match self.again {
+                    _ if !ledger.is_confirmed(chunk)? => true,
+                    Again::Nothing => false,
+                    Again::Unanswered => !ledger.is_answered(chunk.number())?,
+                };
+                if !needed {
+                    *message = None;
+                }
+            }
+            Ok(group)
+        })
+    }
+
+    async fn publish(&self, group: Group, progress: &Progress) -> Result<Done, Error> {
+        let (chunks, messages): (Vec<_>, Vec<_>) = group.jobs.into_iter().unzip();
+        let messages: Vec<Message> = messages.into_iter().flatten().collect();
+        let jobs = messages.len() as u64;
+        self.publish_until_confirmed(&messages, progress).await.map_err(|error| failed(self.queue, error))?;
+        Ok(Done { chunks, jobs, fraction: group.fraction })
+    }
+
+    /// Publishes `messages`, again and again while the broker is away or full. The job ids make the repeats harmless.
+    async fn publish_until_confirmed(&self, messages: &[Message], progress: &Progress) -> Result<(), BrokerError> {
+        let publisher = self.broker.publisher();
+        let (started, mut said, mut retry) = (Instant::now(), false, 0);
+        loop {
+            let error = match publisher.publish(&self.queue.queues.jobs, stamped(messages, Timestamp::now())).await {
+                Err(error) if error.is_transient() => error,
+                done => return done,
+            };
+            let full = matches!(error, BrokerError::Full(_));
+            if !said && started.elapsed() > SAY_AFTER && !(full && self.when_full == WhenFull::Wait) {
+                progress.note(&format!("waiting: {error}"));
+                said = true;
+            }
+            let backoff = if full { WHILE_FULL } else { Backoff::BROKER };
+            sleep(backoff.delay(retry, &mut rand::rng())).await;
+            retry += 1;
+        }
+    }
+}
+
+/// A group that the broker has confirmed.
+struct Done {
+    chunks: Vec<Confirmed>,
+    jobs: u64,
+    fraction: Option<f64>,
+}
+
+/// The messages as published at `now`.
+fn stamped(messages: &[Message], now: Timestamp) -> Vec<Message> {
+    let stamp = |message: &Message| {
+        let mut message = message.clone();
+        message.attributes.insert(attribute::PUBLISHED_AT.to_owned(), now.as_millisecond().to_string());
+        message
+    };
+    messages.iter().map(stamp).collect()
+}
+
+/// The reader thread: input → entries → chunks → jobs, in groups, until the input ends or nobody takes them.
+fn read(mut source: Source, recipe: &Recipe, submission: &str, groups: &mpsc::Sender<Result<Group, Error>>) {
+    let mut chunker = Chunker::new(recipe.chunk_limits());
+    let mut group = Group { jobs: Vec::new(), bytes: 0, fraction: None };
+    loop {
+        let (chunk, last) = match source.next_entry() {
+            Ok(Some(entry)) => (chunker.push(entry), false),
+            Ok(None) => (std::mem::replace(&mut chunker, Chunker::new(recipe.chunk_limits())).finish(), true),
+            Err(error) => {
+                // Nobody takes it: the submission has ended already.
+                let _ = groups.blocking_send(Err(error.into()));
+                return;
+            }
+        };
+        if let Some(chunk) = chunk {
+            group.add(chunk, recipe, submission);
+        }
+        if !(last || group.is_full()) {
+            continue;
+        }
+        let full = std::mem::replace(&mut group, Group { jobs: Vec::new(), bytes: 0, fraction: None });
+        if !full.jobs.is_empty()
+            && groups.blocking_send(Ok(Group { fraction: source.fraction_read(), ..full })).is_err()
+            || last
+        {
+            return;
+        }
+    }
+}
+
+impl Group {
+    fn add(&mut self, mut chunk: Chunk, recipe: &Recipe, submission: &str) {
+        let confirmed = Confirmed::of(&chunk);
+        let items = std::mem::take(&mut chunk.items);
+        let message = (!items.is_empty())
+            .then(|| recipe.message(submission, &job_id(submission, chunk.number), items, Timestamp::now()));
+        self.bytes += message.as_ref().map_or(0, |message| message.body.len());
+        self.jobs.push((confirmed, message));
+    }
+
+    fn is_full(&self) -> bool {
+        self.jobs.len() >= GROUP_JOBS || self.bytes >= GROUP_BYTES
+    }
+}

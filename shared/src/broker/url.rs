@@ -1,0 +1,116 @@
+//! Broker addresses: `memory:` and `sqlite:///path/queue.db`, each with `?queue=name`.
+//!
+//! In: text from a flag or variable. Out: a checked [`BrokerUrl`]. It never connects, and never prints a password.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::QueueNames;
+
+/// Where a queue is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// Which broker, and how to reach it.
+    pub scheme: Scheme,
+    /// The names of the queues: `?queue=`, else `jobs`.
+    pub queues: QueueNames,
+}
+
+/// The brokers this build speaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scheme {
+    /// `memory:`: inside one process.
+    Memory,
+    /// `sqlite:///absolute/path` or `sqlite:relative/path`: a file on this machine.
+    Sqlite(PathBuf),
+}
+
+impl BrokerUrl {
+    /// The address of an embedded queue in a file.
+    pub fn sqlite(path: impl Into<PathBuf>) -> Self {
+        Self { scheme: Scheme::Sqlite(path.into()), queues: QueueNames::new("jobs") }
+    }
+}
+
+impl FromStr for BrokerUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, query) = text.split_once('?').unwrap_or((text, ""));
+        let queues = QueueNames::new(queue_name(query)?);
+        let (scheme, rest) = address.split_once(':').ok_or_else(|| unknown(text))?;
+        let scheme = match scheme {
+            "memory" => Scheme::Memory,
+            "sqlite" => Scheme::Sqlite(sqlite_path(rest)?),
+            _ => return Err(unknown(address)),
+        };
+        Ok(Self { scheme, queues })
+    }
+}
+
+fn unknown(address: &str) -> String {
+    // Only the scheme: what follows may hold a password.
+    let scheme = address.split_once(':').map_or("none", |(scheme, _)| scheme);
+    format!("unknown scheme {scheme:?}: this build speaks sqlite:///path/queue.db and memory:")
+}
+
+fn queue_name(query: &str) -> Result<String, String> {
+    let mut name = "jobs".to_owned();
+    for (key, value) in ::url::form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "queue" => name = value.into_owned(),
+            _ => {
+                return Err(format!("unknown option {key:?} in the address: only ?queue=NAME is known"));
+            }
+        }
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > 128 || !name.chars().all(allowed) {
+        return Err(format!("queue name {name:?} must be 1 to 128 of A-Z a-z 0-9 . _ -"));
+    }
+    Ok(name)
+}
+
+fn sqlite_path(rest: &str) -> Result<PathBuf, String> {
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if path.is_empty() || path.ends_with('/') {
+        return Err("a sqlite address must name a file: sqlite:///var/lib/inferq/queue.db".to_owned());
+    }
+    if rest.starts_with("//") && !path.starts_with('/') {
+        return Err(format!("sqlite://{path} names a host: write sqlite:///{path} or sqlite:{path}"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scheme {
+            Scheme::Memory => formatter.write_str("memory:")?,
+            Scheme::Sqlite(path) if path.is_absolute() => write!(formatter, "sqlite://{}", path.display())?,
+            Scheme::Sqlite(path) => write!(formatter, "sqlite:{}", path.display())?,
+        }
+        write!(formatter, "?queue={}", self.queues.jobs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_back() {
+        for address in ["memory:?queue=jobs", "sqlite:///var/q.db?queue=a.b", "sqlite:q.db?queue=jobs"] {
+            assert_eq!(address.parse::<BrokerUrl>().map(|url| url.to_string()), Ok(address.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_wrong_address_is_named_without_its_password() {
+        let error = "amqpx://user:secret@host/".parse::<BrokerUrl>().expect_err("an unknown scheme");
+        assert!(error.contains("amqpx") && !error.contains("secret"), "{error}");
+        for wrong in ["", "sqlite:", "sqlite://host/q.db", "sqlite:q.db?queue=", "sqlite:q.db?durable=1", "queue.db"] {
+            assert!(wrong.parse::<BrokerUrl>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What inferq's worker and producer must agree on.
+//!
+//! - [`job`] and [`reply`]: the wire format, version 1, with its limits.
+//! - [`broker`]: the seam over every queue: publishers, consumers, deliveries and the leases that settle them.
+//! - [`backoff`]: how long to wait before trying again.
+//! - [`telemetry`]: logs and metrics, and the names they use.
+//!
+//! The words are those of ARCHITECTURE.md's glossary: a producer publishes a *job* of *items*; a worker receives it as
+//! a *delivery* with a *lease*, and answers with a *reply* on the job's *route*; what nobody can answer becomes a
+//! *dead letter*.
+
+pub mod backoff;
+pub mod broker;
+pub mod job;
+pub mod reply;
+pub mod telemetry;

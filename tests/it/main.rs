@@ -1,0 +1,15 @@
+//! inferq's one test binary; each file is a subject.
+
+#![expect(clippy::unwrap_used, reason = "a test that meets what it does not expect should stop there")]
+
+mod contract;
+mod documents;
+mod durability;
+mod faults;
+#[cfg(feature = "mutants")]
+mod mutants;
+mod parity;
+mod processes;
+mod producer;
+mod tidy;
+mod wire;

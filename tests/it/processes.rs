@@ -1,0 +1,230 @@
+//! Real worker processes on an embedded queue: killed, poisoned, drained, misconfigured.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use inferq_shared::broker::{
+    Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames, QueueOptions,
+};
+use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Parameters, attribute};
+use inferq_shared::reply::{Reply, Status};
+use inferq_tests::process::{PATIENCE, WorkerProcess, command};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
+
+/// A queue file of the test's own, and a connection to it.
+struct Queue {
+    _folder: TempDir,
+    path: PathBuf,
+    broker: Broker,
+    names: QueueNames,
+}
+
+impl Queue {
+    async fn new() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let path = folder.path().join("queue.db");
+        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await.expect("a new queue file");
+        let names = QueueNames::new("jobs");
+        broker.setup(&names).await.expect("the queues are declared");
+        Self { _folder: folder, path, broker, names }
+    }
+
+    async fn publish(&self, texts: impl IntoIterator<Item = (String, String)>) {
+        let messages = texts.into_iter().map(|(id, text)| message(&id, &text)).collect();
+        self.broker.publisher().publish(&self.names.jobs, messages).await.expect("the jobs are published");
+    }
+
+    /// Collects replies until there is one for each of so many jobs; `between` runs after each batch of replies.
+    async fn collect(&self, jobs: usize, mut between: impl FnMut(usize)) -> BTreeMap<String, Reply> {
+        let mut replies = BTreeMap::new();
+        let mut consumer = self
+            .broker
+            .consumer(&self.names.results(), ConsumeOptions::new())
+            .await
+            .expect("the results queue is there");
+        while replies.len() < jobs {
+            let pull = Pull { jobs: NonZeroUsize::new(16).expect("sixteen"), bytes: 1 << 20 };
+            let received = tokio::time::timeout(PATIENCE, consumer.receive(pull)).await;
+            for delivery in received.expect("replies keep coming").expect("the queue works") {
+                let reply = Reply::decode(&delivery.message.body).expect("a reply");
+                delivery.lease.ack().await.expect("the reply is acked");
+                replies.entry(reply.id.to_string()).or_insert(reply);
+            }
+            between(replies.len());
+        }
+        consumer.close().await;
+        replies
+    }
+}
+
+fn message(id: &str, text: &str) -> Message {
+    let id = JobId::new(id).expect("a valid id");
+    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
+    let job = Job {
+        id,
+        model: None,
+        inputs: Inputs::Items(vec![Item { id: None, input: Input::Text(text.to_owned()) }]),
+        parameters: Parameters::default(),
+        reply_to: None,
+        deadline: None,
+        metadata: serde_json::Map::new(),
+    };
+    Message { body: Bytes::from(job.encode()), attributes }
+}
+
+fn numbered(jobs: usize) -> impl Iterator<Item = (String, String)> {
+    (0..jobs).map(|number| (format!("job-{number}"), format!("text number {number}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_twenty_times_loses_nothing() {
+    const JOBS: usize = 2_000;
+    const KILLS: usize = 20;
+    let queue = Queue::new().await;
+    queue.publish(numbered(JOBS)).await;
+    let mut rng = StdRng::seed_from_u64(7);
+    let start =
+        |path: &Path| WorkerProcess::start(path, &["--in-flight-jobs", "32", "--echo-batch-ms", "1", "--lease-s", "1"]);
+    let mut worker = Some(start(&queue.path));
+    let (mut kills, mut next) = (0, rng.random_range(1..=JOBS / KILLS));
+    let replies = queue
+        .collect(JOBS, |answered| {
+            if answered >= next && kills < KILLS {
+                worker.take().expect("one worker runs at a time").kill();
+                worker = Some(start(&queue.path));
+                kills += 1;
+                next = answered + rng.random_range(1..=(JOBS - answered) / (KILLS + 1 - kills).max(2) + 1);
+            }
+        })
+        .await;
+    assert_eq!(kills, KILLS);
+    assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_kills_its_process_is_answered_and_no_innocent_suffers() {
+    const INNOCENTS: usize = 300;
+    let queue = Queue::new().await;
+    queue.publish(numbered(INNOCENTS / 2)).await;
+    queue.publish([("poison".to_owned(), "please !kill yourself".to_owned())]).await;
+    queue.publish((INNOCENTS / 2..INNOCENTS).map(|number| (format!("job-{number}"), format!("text {number}")))).await;
+    let path = queue.path.clone();
+    let supervisor = tokio::task::spawn_blocking(move || {
+        let mut crashes = 0;
+        loop {
+            let mut worker = WorkerProcess::start(&path, &["--echo-faults", "--lease-s", "1", "--drain-limit-s", "1"]);
+            worker.until_logged("ready");
+            let status = worker_end(&mut worker, &path);
+            if status {
+                return crashes;
+            }
+            crashes += 1;
+        }
+    });
+    let replies = queue.collect(INNOCENTS + 1, |_| ()).await;
+    std::fs::write(queue.path.with_extension("done"), b"").expect("the supervisor is told");
+    let crashes = supervisor.await.expect("the supervisor ends");
+    assert_eq!(replies["poison"].error.as_ref().map(|error| error.code.as_str()), Some("attempts_exhausted"));
+    let innocents = replies.iter().filter(|(id, _)| *id != "poison");
+    assert!(innocents.clone().all(|(_, reply)| reply.status == Status::Succeeded));
+    assert_eq!(innocents.count(), INNOCENTS);
+    assert_eq!(crashes, 5, "one crash an attempt");
+}
+
+/// Waits until the worker crashed (false) or the test is done with it (true).
+fn worker_end(worker: &mut WorkerProcess, path: &Path) -> bool {
+    loop {
+        if path.with_extension("done").exists() {
+            return true;
+        }
+        if worker.has_ended() {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
+    let queue = Queue::new().await;
+    let worker = WorkerProcess::start(&queue.path, &[]);
+    worker.until_logged("ready");
+    assert_eq!(worker.get("/healthz"), (200, r#"{"code":"200","message":"Ok"}"#.to_owned()));
+    assert_eq!(worker.get("/livez").0, 200);
+    queue.publish(numbered(10)).await;
+    let replies = queue.collect(10, |_| ()).await;
+    assert!(replies.values().all(|reply| reply.attempt == 1));
+    let (code, metrics) = worker.get("/metrics");
+    assert_eq!(code, 200);
+    assert!(metrics.contains("inferq_jobs_total{outcome=\"succeeded\"} 10"), "{metrics}");
+    worker.terminate();
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_worker_gives_back_what_it_has_not_begun_and_spends_no_attempt() {
+    let queue = Queue::new().await;
+    queue.publish(numbered(500)).await;
+    let slow =
+        WorkerProcess::start(&queue.path, &["--echo-batch-ms", "50", "--max-batch-items", "4", "--drain-limit-s", "5"]);
+    slow.until_logged("ready");
+    let mut stopped = Some(slow);
+    let mut second = None;
+    let replies = queue
+        .collect(500, |answered| {
+            if answered >= 8
+                && let Some(worker) = stopped.take()
+            {
+                worker.terminate();
+                assert_eq!(worker.wait().code(), Some(0));
+                second = Some(WorkerProcess::start(&queue.path, &[]));
+            }
+        })
+        .await;
+    assert!(second.is_some(), "the first worker was stopped in the middle");
+    assert!(replies.values().all(|reply| reply.attempt == 1 && reply.status == Status::Succeeded));
+}
+
+#[test]
+fn a_wrong_configuration_is_one_line_and_exit_code_64() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let here = folder.path().display();
+    let cases: [(Vec<String>, &str); 8] = [
+        (vec![], "--queue"),
+        (vec!["--queue".into(), "sqlite:q.db".into()], "--model"),
+        (vec!["--queue".into(), "kafka://host/".into(), "--engine".into(), "echo".into()], "kafka"),
+        (flags(&here, &["--max-attempts", "2"]), "--max-attempts is 2, it must be 3 to 1000"),
+        (flags(&here, &["--max-lease-s", "5"]), "--max-lease-s is 5, it must be at least --lease-s, 60"),
+        (flags(&here, &["--allow-reply-queue", "jobs"]), "--allow-reply-queue jobs"),
+        (flags(&here, &["--log", "inferq=loud"]), "--log"),
+        (flags(&here, &[]), "inferq setup"),
+    ];
+    for (flags, named) in cases {
+        let output = command("inferq-worker").args(&flags).output().expect("the worker can be started");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{flags:?}: {stderr}");
+        assert!(stderr.contains(named), "{flags:?} must name {named:?}: {stderr}");
+    }
+}
+
+fn flags(folder: &impl std::fmt::Display, more: &[&str]) -> Vec<String> {
+    let queue = format!("sqlite://{folder}/queue.db");
+    let flags = ["--engine", "echo", "--health", "127.0.0.1:0", "--queue", &queue];
+    flags.into_iter().chain(more.iter().copied()).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_results_queue_holds_replies_back_until_there_is_room() {
+    let queue = Queue::new().await;
+    let bounded = QueueOptions { messages_max: NonZeroUsize::new(4), expires: None };
+    queue.broker.remove(&queue.names.results()).await.expect("the results queue is removed");
+    queue.broker.declare(&queue.names.results(), bounded).await.expect("a small results queue");
+    queue.publish(numbered(40)).await;
+    let _worker = WorkerProcess::start(&queue.path, &["--max-batch-items", "2"]);
+    let replies = queue.collect(40, |_| ()).await;
+    assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
+}

@@ -1,0 +1,279 @@
+//! Measures the whole worker: `echo` (jobs a second without a model), `memory` (under a large backlog), `across`
+//! (one-item jobs against one large job) and `run` (`inferq run` against the engine alone on the same texts).
+//!
+//! In: a subcommand, a size, and INFERQ_TEST_MODEL where a model is needed. Out: a table, and raw JSON beside the
+//! binaries. It starts the real binaries; figures are medians of rounds run side by side. It asserts nothing.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use inferq_shared::broker::{
+    Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames,
+};
+use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Parameters, attribute};
+use inferq_tests::process::{WorkerProcess, binary};
+use inferq_worker::batch::{BatchLimits, Batcher};
+use inferq_worker::engine::burn;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: u64 = 5;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let subject = arguments.next().unwrap_or_default();
+    let size: Option<usize> = arguments.next().map(|size| size.parse()).transpose().context("SIZE must be a number")?;
+    let figures = match &*subject {
+        "echo" => echo(size.unwrap_or(100_000)).await?,
+        "memory" => memory(size.unwrap_or(1_000_000)).await?,
+        "across" => across(size.unwrap_or(1_000)).await?,
+        "run" => run(size.unwrap_or(20_000))?,
+        _ => bail!("usage: bench_worker echo|memory|across|run [SIZE]"),
+    };
+    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("bench");
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join(format!("worker-{subject}.json"));
+    std::fs::write(&file, serde_json::to_vec_pretty(&figures)?)?;
+    println!("raw figures: {}", file.display());
+    Ok(())
+}
+
+/// Jobs a second from queue to results queue, by a worker process with the echo engine.
+async fn echo(jobs: usize) -> Result<Value> {
+    let (mut rates, mut peaks) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let queue = Queue::filled(jobs, 1, round).await?;
+        let worker = WorkerProcess::start(&queue.path, &[]);
+        rates.push(jobs as f64 / queue.answered(&worker, jobs).await?.as_secs_f64());
+        peaks.push(worker.peak_kib()? as f64 / 1024.0);
+    }
+    let (rate, peak) = (median(&rates), median(&peaks));
+    println!("echo engine, {jobs} one-item jobs, sqlite to sqlite: {rate:.0} jobs/s, peak {peak:.1} MiB");
+    Ok(json!({"jobs": jobs, "jobs_per_second": rates, "peak_mib": peaks}))
+}
+
+/// Peak memory of a worker under a large backlog against a small one.
+async fn memory(large: usize) -> Result<Value> {
+    let sizes = [10_000, large];
+    let mut peaks = Vec::new();
+    for jobs in sizes {
+        let queue = Queue::filled(jobs, 1, 1).await?;
+        let worker = WorkerProcess::start(&queue.path, &[]);
+        queue.answered(&worker, jobs).await?;
+        let peak = worker.peak_kib()? as f64 / 1024.0;
+        println!("backlog of {jobs} jobs: peak {peak:.1} MiB");
+        peaks.push(peak);
+    }
+    println!("ratio {:.3}", peaks[1] / peaks[0]);
+    Ok(json!({"jobs": sizes, "peak_mib": peaks}))
+}
+
+/// Time of as many one-item jobs as one job has items, by a worker process with the model.
+async fn across(items: usize) -> Result<Value> {
+    let model = model_directory()?;
+    let (mut many, mut one) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        for (items_a_job, times) in [(1, &mut many), (items, &mut one)] {
+            let queue = Queue::filled(items, items_a_job, round).await?;
+            let worker = WorkerProcess::start_with(&queue.path, &["--model", &model]);
+            times.push(queue.answered(&worker, items / items_a_job).await?.as_secs_f64());
+        }
+    }
+    let ratios: Vec<f64> = many.iter().zip(&one).map(|(many, one)| one / many).collect();
+    println!("{items} one-item jobs run at {:.2} of the rate of one job of {items} items", median(&ratios));
+    Ok(json!({"items": items, "one_item_jobs_s": many, "one_job_s": one, "ratio": ratios}))
+}
+
+/// `inferq run` against the engine alone, fed with the batches that the batcher makes of the same texts.
+fn run(texts: usize) -> Result<Value> {
+    let model = model_directory()?;
+    let folder = TempDir::new()?;
+    let input = folder.path().join("texts.jsonl");
+    let mut rng = StdRng::seed_from_u64(1);
+    let lines: Vec<String> = (0..texts).map(|_| text(&mut rng)).collect();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&input)?);
+    lines.iter().try_for_each(|line| writeln!(file, "{}", json!(line)))?;
+    file.into_inner()?.sync_all()?;
+    let mut alone = Vec::new();
+    let mut ran = Vec::new();
+    for _ in 0..3 {
+        alone.push(engine_alone(&model, &lines)?.as_secs_f64());
+        ran.push(inferq_run(&model, &input)?);
+    }
+    let figures = |of: fn(&Ran) -> f64| ran.iter().map(of).collect::<Vec<f64>>();
+    let (whole, peaks, waste) = (figures(|r| r.seconds), figures(|r| r.peak_mib), figures(|r| r.padding_waste));
+    let ratios: Vec<f64> = alone.iter().zip(&whole).map(|(alone, whole)| alone / whole).collect();
+    println!("{texts} texts: engine alone {:.1} s, inferq run {:.1} s", median(&alone), median(&whole));
+    println!("ratio {:.3}, padding waste {:.3}, peak {:.0} MiB", median(&ratios), median(&waste), median(&peaks));
+    Ok(
+        json!({"texts": texts, "engine_s": alone, "run_s": whole, "ratio": ratios, "padding_waste": waste, "peak_mib": peaks}),
+    )
+}
+
+struct Ran {
+    /// From the worker's readiness to the last answer: loading the model is not the line's.
+    seconds: f64,
+    peak_mib: f64,
+    padding_waste: f64,
+}
+
+fn inferq_run(model: &str, input: &Path) -> Result<Ran> {
+    let output = input.with_extension("out.jsonl");
+    let timed = std::process::Command::new("python3")
+        .args(["-c", PEAK_OF_CHILD])
+        .arg(binary("inferq"))
+        .args(["run", "--log", "info", "--model", model, "--input"])
+        .arg(input)
+        .arg("--output")
+        .arg(&output)
+        .output()?;
+    let log = String::from_utf8_lossy(&timed.stderr);
+    if !timed.status.success() {
+        bail!("inferq run failed: {log}");
+    }
+    let ended = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let ended = ended.rev().find(|line| line["message"] == "line ended").with_context(|| log.to_string())?;
+    let peak_kib: f64 = String::from_utf8_lossy(&timed.stdout).lines().last().unwrap_or_default().trim().parse()?;
+    std::fs::remove_file(output)?;
+    Ok(Ran {
+        seconds: ended["busy_ms"].as_f64().context("busy_ms")? / 1e3,
+        peak_mib: peak_kib / 1024.0,
+        padding_waste: ended["padding_waste"].as_f64().context("padding_waste")?,
+    })
+}
+
+/// Runs a command and prints the peak of its resident memory in KiB.
+const PEAK_OF_CHILD: &str = "import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)";
+
+/// All replicas on the batches of all texts, made before the clock starts.
+fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
+    let options = burn::LoadOptions {
+        directory: PathBuf::from(model),
+        name: None,
+        device: burn::DeviceChoice::Cpu,
+        replicas: std::thread::available_parallelism()?,
+        threads: NonZeroUsize::MIN,
+        kernels: burn::Kernels::Own,
+    };
+    let mut loaded = burn::load(&options)?;
+    loaded.engines.iter_mut().try_for_each(|engine| engine.warm_up())?;
+    let mut batcher = Batcher::new(BatchLimits { tokens_max: 4096, items_max: 256, linger: Duration::ZERO });
+    let now = Instant::now();
+    for (job, chunk) in (0..).zip(lines.chunks(64)) {
+        let tokens = chunk.iter().map(|line| loaded.tokenizer.encode(&Input::Text(line.clone()), true));
+        let tokens: Vec<_> = tokens.collect::<Result<_, _>>()?;
+        batcher.push(job, (0u32..).zip(tokens.into_iter().map(Into::into)), None, now);
+    }
+    let batches: VecDeque<_> = std::iter::from_fn(|| batcher.flush()).collect();
+    let batches = Mutex::new(batches);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for engine in &mut loaded.engines {
+            let next = || batches.lock().expect("no replica panics").pop_front();
+            scope.spawn(move || {
+                while let Some(batch) = next() {
+                    let rows: Vec<_> = batch.rows().iter().map(|row| &*row.tokens).collect();
+                    engine.infer(&rows).expect("the model runs");
+                }
+            });
+        }
+    });
+    Ok(started.elapsed())
+}
+
+/// A queue file with jobs in it.
+struct Queue {
+    _folder: TempDir,
+    path: PathBuf,
+    broker: Broker,
+    names: QueueNames,
+}
+
+impl Queue {
+    async fn filled(items: usize, items_a_job: usize, seed: u64) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let path = folder.path().join("queue.db");
+        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await?;
+        let names = QueueNames::new("jobs");
+        broker.setup(&names).await?;
+        let mut rng = StdRng::seed_from_u64(seed);
+        let jobs: Vec<usize> = (0..items / items_a_job).collect();
+        for chunk in jobs.chunks(1_000) {
+            let messages = chunk.iter().map(|job| message(*job, items_a_job, &mut rng)).collect();
+            broker.publisher().publish(&names.jobs, messages).await?;
+        }
+        Ok(Self { _folder: folder, path, broker, names })
+    }
+
+    /// The time from the worker's readiness to the last of so many replies; they are taken away as they come.
+    async fn answered(&self, worker: &WorkerProcess, jobs: usize) -> Result<Duration> {
+        let mut consumer = self.broker.consumer(&self.names.results(), ConsumeOptions::new()).await?;
+        let pull = Pull { jobs: NonZeroUsize::new(256).expect("not zero"), bytes: 64 << 20 };
+        worker.until_logged("ready");
+        let started = Instant::now();
+        let mut seen = 0;
+        while seen < jobs {
+            let deliveries = consumer.receive(pull).await?;
+            seen += deliveries.len();
+            let acks = deliveries.into_iter().map(|delivery| delivery.lease.ack());
+            futures_util::future::try_join_all(acks).await?;
+        }
+        Ok(started.elapsed())
+    }
+}
+
+fn message(job: usize, items: usize, rng: &mut StdRng) -> Message {
+    let id = JobId::new(format!("job-{job}")).expect("a valid id");
+    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
+    let items = (0..items).map(|_| Item { id: None, input: Input::Text(text(rng)) }).collect();
+    let job = Job {
+        id,
+        model: None,
+        inputs: Inputs::Items(items),
+        parameters: Parameters::default(),
+        reply_to: None,
+        deadline: None,
+        metadata: serde_json::Map::new(),
+    };
+    Message { body: Bytes::from(job.encode()), attributes }
+}
+
+/// A text of 3 to 120 words, short ones more often, no two alike.
+fn text(rng: &mut StdRng) -> String {
+    const WORDS: [&str; 16] = [
+        "river", "copper", "garden", "winter", "letter", "engine", "harbour", "silver", "meadow", "lantern", "bridge",
+        "orchard", "thunder", "window", "market", "voyage",
+    ];
+    let words = (3.0 * 40f64.powf(rng.random::<f64>())) as usize;
+    let mut text = format!("{:x}", rng.random::<u32>());
+    for _ in 1..words {
+        text.push(' ');
+        text.push_str(WORDS[rng.random_range(0..WORDS.len())]);
+    }
+    text
+}
+
+fn model_directory() -> Result<String> {
+    std::env::var("INFERQ_TEST_MODEL").context("INFERQ_TEST_MODEL is not set: `make` sets it after fetching the model")
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}

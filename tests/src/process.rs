@@ -1,0 +1,149 @@
+//! The real binaries as child processes: found beside the test, watched by their logs, killed when dropped.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// How long anything may take before the test fails; never waited for when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The path of one of the workspace's binaries, built beside the running test.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test knows its file");
+    let folder = test.ancestors().nth(2).expect("tests lie in the target folder's deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: build it with `cargo build --release --workspace`", path.display());
+    path
+}
+
+/// A command for one of the workspace's binaries, free of this process's own INFERQ_ variables.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("INFERQ_")) {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// A running `inferq-worker` on an embedded queue.
+pub struct WorkerProcess {
+    child: Child,
+    lines: Receiver<String>,
+    health: SocketAddr,
+}
+
+impl WorkerProcess {
+    /// Starts a worker with the echo engine on the queue file, with further flags, and waits until it is bound.
+    pub fn start(queue: &Path, flags: &[&str]) -> Self {
+        Self::start_with(queue, &[&["--engine", "echo"], flags].concat())
+    }
+
+    /// Starts a worker on the queue file, and waits until its health endpoint is bound.
+    pub fn start_with(queue: &Path, flags: &[&str]) -> Self {
+        let mut child = command("inferq-worker")
+            .args(["--health", "127.0.0.1:0", "--queue"])
+            .arg(format!("sqlite://{}", queue.display()))
+            .args(flags)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the worker's binary can be started");
+        let lines = read_lines(child.stderr.take().expect("stderr is piped"));
+        let bound = wait_for(&lines, "health endpoint bound");
+        let health = bound["address"].as_str().expect("the log names the address").parse().expect("an address");
+        Self { child, lines, health }
+    }
+
+    /// Waits until the worker logs this message, and returns the line.
+    pub fn until_logged(&self, message: &str) -> Value {
+        wait_for(&self.lines, message)
+    }
+
+    /// Ends the process at once, as a crash does.
+    pub fn kill(mut self) {
+        self.child.kill().expect("the worker can be killed");
+        self.child.wait().expect("the worker can be waited for");
+    }
+
+    /// Asks the process to stop.
+    pub fn terminate(&self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("the worker can be signalled");
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn wait(mut self) -> ExitStatus {
+        // Its stderr closes when it ends; reading to the end bounds the wait.
+        while self.lines.recv_timeout(PATIENCE).is_ok() {}
+        self.child.wait().expect("the worker can be waited for")
+    }
+
+    /// Waits until the process has ended, killing it first if it should not; for workers that are expected to crash.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the worker can be asked").is_some()
+    }
+
+    /// The most resident memory that the process ever had, in KiB.
+    ///
+    /// # Errors
+    /// Where the system keeps no such figure.
+    pub fn peak_kib(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let figure = line.and_then(|line| line.split_whitespace().next()).ok_or_else(|| anyhow::anyhow!("no VmHWM"))?;
+        Ok(figure.parse()?)
+    }
+
+    /// The status code and body of a GET on the health endpoint.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(self.health, path)
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The status code and body of a GET.
+pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the endpoint is bound");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("the request is sent");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("the response is read");
+    let code = response.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+    let body = response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (code, body)
+}
+
+fn read_lines(stderr: impl Read + Send + 'static) -> Receiver<String> {
+    let (tx, rx) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if tx.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    rx
+}
+
+fn wait_for(lines: &Receiver<String>, message: &str) -> Value {
+    let mut seen = Vec::new();
+    loop {
+        let Ok(line) = lines.recv_timeout(PATIENCE) else {
+            panic!("the worker never logged {message:?}; it logged:\n{}", seen.join("\n"));
+        };
+        match serde_json::from_str::<Value>(&line) {
+            Ok(value) if value["message"] == message => return value,
+            _ => seen.push(line),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Item answers → the job's reply, in input order.
+//!
+//! Pure. In: a ticket, then an answer for each of its items that runs. Out: one [`Answered`]. It applies what belongs
+//! to an item rather than to a run: `dimensions`, then `normalize`, then the encoding.
+
+use std::time::Duration;
+
+use inferq_shared::job::{Encoding, Parameters, VERSION};
+use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Status, Timings, Usage};
+
+use crate::engine::{Answer, ModelInfo};
+use crate::ticket::{Answered, Case, Outbound, Ticket, TicketItem};
+
+/// What every reply of this worker says of its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The model's name.
+    pub model: String,
+    /// The model's revision.
+    pub revision: String,
+    /// The worker's name.
+    pub worker: String,
+}
+
+impl Signature {
+    /// The signature of `worker`, running the model that `info` describes.
+    pub fn new(info: &ModelInfo, worker: impl Into<String>) -> Self {
+        Self { model: info.name.clone(), revision: info.revision.clone(), worker: worker.into() }
+    }
+
+    /// The reply to a job that was not run.
+    pub fn refusal(&self, case: &Case, items: usize, status: Status, error: ReplyError) -> Reply {
+        let usage = Usage { items: u32::try_from(items).unwrap_or(u32::MAX), tokens: 0 };
+        Reply { error: Some(error), ..self.reply(case, status, usage, Run::default()) }
+    }
+
+    fn reply(&self, case: &Case, status: Status, usage: Usage, run: Run) -> Reply {
+        Reply {
+            version: VERSION,
+            id: case.id.clone(),
+            status,
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            results: Vec::new(),
+            error: None,
+            output_uri: None,
+            usage,
+            timings_ms: Timings {
+                queued: millis(case.queued),
+                intake: millis(case.intake),
+                batch: millis(run.waited),
+                engine: millis(run.engine),
+            },
+            worker: self.worker.clone(),
+            attempt: case.attempt,
+            metadata: case.metadata.clone(),
+        }
+    }
+}
+
+/// Where a row's time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Waiting for its batch to start.
+    pub waited: Duration,
+    /// Running.
+    pub engine: Duration,
+}
+
+/// A job whose items are being answered.
+#[derive(Debug)]
+pub struct Open {
+    case: Case,
+    items: Vec<TicketItem>,
+    answers: Vec<Option<Result<Answer, ReplyError>>>,
+    missing: usize,
+    run: Run,
+}
+
+impl Open {
+    /// A ticket's items, those that never ran being answered already.
+    pub fn new(ticket: Ticket) -> Self {
+        let Ticket { case, items, .. } = ticket;
+        let answers: Vec<_> =
+            items.iter().map(|item| item.tokens.as_ref().err().map(|error| Err(error.clone()))).collect();
+        let missing = answers.iter().filter(|answer| answer.is_none()).count();
+        Self { case, items, answers, missing, run: Run::default() }
+    }
+
+    /// Whether every item is answered.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// Answers one item; a second answer to the same item is ignored.
+    pub fn answer(&mut self, index: u32, answer: Result<Answer, ReplyError>, run: Run) {
+        let slot = &mut self.answers[index as usize];
+        if slot.is_none() {
+            *slot = Some(answer);
+            self.missing -= 1;
+        }
+        self.run.waited = self.run.waited.max(run.waited);
+        self.run.engine = self.run.engine.max(run.engine);
+    }
+
+    /// The reply to a complete job.
+    pub fn finish(self, signature: &Signature) -> Outbound {
+        let Self { case, items, answers, run, .. } = self;
+        let parameters = case.parameters;
+        let results: Vec<ItemResult> = items
+            .into_iter()
+            .zip(answers)
+            .enumerate()
+            .map(|(index, (item, answer))| {
+                item_result(index, item, answer.expect("a complete job has every answer"), parameters)
+            })
+            .collect();
+        let usage = Usage {
+            items: u32::try_from(results.len()).unwrap_or(u32::MAX),
+            tokens: results
+                .iter()
+                .filter(|result| result.error.is_none())
+                .filter_map(|result| result.tokens)
+                .map(u64::from)
+                .sum(),
+        };
+        let reply = match overall(&results) {
+            Status::Expired => signature.refusal(
+                &case,
+                results.len(),
+                Status::Expired,
+                ReplyError::new("expired", "the job's deadline passed while it waited for the engine"),
+            ),
+            status => Reply { results, ..signature.reply(&case, status, usage, run) },
+        };
+        Outbound::Reply(Box::new(case.answered(reply)))
+    }
+
+    /// Gives the job back unanswered and unspent.
+    pub fn release(self) -> Outbound {
+        self.case.release(Duration::ZERO)
+    }
+}
+
+impl Case {
+    /// Ends the case with its reply.
+    pub fn answered(self, reply: Reply) -> Answered {
+        let Self { route, traceparent, submission, lease, hold, at, .. } = self;
+        Answered { reply, route, traceparent, submission, lease, hold, at }
+    }
+}
+
+/// How the job as a whole ended, from how its items did.
+fn overall(results: &[ItemResult]) -> Status {
+    let failed = results.iter().filter_map(|result| result.error.as_ref());
+    let expired = failed.clone().filter(|error| error.code == "expired").count();
+    match failed.count() {
+        0 => Status::Succeeded,
+        _ if expired == results.len() => Status::Expired,
+        all if all == results.len() => Status::Failed,
+        _ => Status::Partial,
+    }
+}
+
+fn item_result(
+    index: usize,
+    item: TicketItem,
+    answer: Result<Answer, ReplyError>,
+    parameters: Parameters,
+) -> ItemResult {
+    let tokens = item.tokens.as_ref().ok().map(|tokens| u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX));
+    let index = u32::try_from(index).expect("the limit on items is far below u32::MAX");
+    let mut result = ItemResult { id: item.id, index, embedding: None, labels: None, error: None, tokens };
+    match answer {
+        Ok(Answer::Embedding(raw)) => match embedding(&raw, parameters) {
+            Some(embedding) => result.embedding = Some(embedding),
+            None => result.error = Some(ReplyError::new("failed", "the model's embedding is not finite")),
+        },
+        Ok(Answer::Labels(labels)) => {
+            result.labels =
+                Some(labels.iter().map(|(label, score)| Label { label: label.clone(), score: *score }).collect());
+        }
+        Err(error) => result.error = Some(error),
+    }
+    result
+}
+
+/// Cuts, scales and encodes; nothing where a number is not finite, which JSON could not carry.
+fn embedding(raw: &[f32], parameters: Parameters) -> Option<Embedding> {
+    let kept = parameters.dimensions.map_or(raw.len(), |wanted| (wanted as usize).min(raw.len()));
+    let mut values = raw[..kept].to_vec();
+    if parameters.normalize {
+        normalize(&mut values);
+    }
+    let finite = values.iter().all(|value| value.is_finite());
+    finite.then_some(match parameters.encoding {
+        Encoding::Float => Embedding::Float(values),
+        Encoding::Base64 => Embedding::Base64(values),
+    })
+}
+
+/// Scales to length 1; a vector of zeros stays as it is, as in PyTorch's `normalize`.
+fn normalize(values: &mut [f32]) {
+    let squares: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let length = squares.sqrt().max(1e-12);
+    for value in values {
+        *value = (f64::from(*value) / length) as f32;
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! Flags and variables → a checked [`Config`].
+//!
+//! One declaration is flag, variable, help and reference (docs/operations.md is checked against it). Ranges and
+//! relations are checked in [`Args::check`]; each error names the flag, the limit and the fix.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, ValueEnum};
+use inferq_shared::broker::BrokerUrl;
+use inferq_shared::job::Limits;
+
+use crate::batch::BatchLimits;
+use crate::engine::burn::DeviceChoice;
+use crate::engine::echo::EchoOptions;
+use crate::in_flight::Bounds;
+use crate::intake::IntakeSettings;
+use crate::pipeline::Settings;
+
+/// What the worker's exit codes mean; the end of `--help`.
+pub const EXIT_CODES: &str = "\
+Examples:
+  inferq-worker --queue sqlite:///var/lib/inferq/queue.db --model /models/all-MiniLM-L6-v2
+  inferq-worker --queue sqlite:queue.db --engine echo --health 127.0.0.1:9090
+
+Exit codes:
+  0   drained after SIGTERM or SIGINT (a second signal exits at once)
+  1   other failure
+  64  usage or configuration: a wrong flag, no such queue, no such model
+  70  the device failed in use";
+
+/// Takes inference jobs from a queue, batches them across jobs, runs a resident model, answers.
+#[derive(Debug, Parser)]
+#[command(name = "inferq-worker", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The worker's flags.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// The engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// A model of the BERT family, by burn.
+    Burn,
+    /// No model: a deterministic answer, for tests and dry runs.
+    Echo,
+}
+
+/// The worker's flags, as given.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME]
+    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    pub queue: BrokerUrl,
+    /// The model's directory, as Hugging Face lays it out
+    #[arg(long, env = "INFERQ_MODEL", value_name = "DIR", required_if_eq("engine", "burn"))]
+    pub model: Option<PathBuf>,
+    /// The name that jobs call the model by [default: the manifest's, else the directory's]
+    #[arg(long, env = "INFERQ_MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// What runs the batches
+    #[arg(long, env = "INFERQ_ENGINE", value_enum, default_value = "burn")]
+    pub engine: EngineKind,
+    /// Where the model runs
+    #[arg(long, env = "INFERQ_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Engines that share the model's weights, each running a batch at a time [default: one a core]
+    #[arg(long, env = "INFERQ_REPLICAS", value_name = "N")]
+    pub replicas: Option<NonZeroUsize>,
+    /// Threads inside one forward pass
+    #[arg(long, env = "INFERQ_REPLICA_THREADS", value_name = "N", default_value = "1")]
+    pub replica_threads: NonZeroUsize,
+    /// Threads that decode and tokenise [default: one a core]
+    #[arg(long, env = "INFERQ_INTAKE_THREADS", value_name = "N")]
+    pub intake_threads: Option<usize>,
+    /// The longest that an item waits for batch mates, in milliseconds
+    #[arg(long, env = "INFERQ_LINGER_MS", value_name = "MS", default_value_t = 5)]
+    pub linger_ms: u64,
+    /// Tokens of a batch, padding included
+    #[arg(long, env = "INFERQ_MAX_BATCH_TOKENS", value_name = "N", default_value_t = 4096)]
+    pub max_batch_tokens: usize,
+    /// Items of a batch
+    #[arg(long, env = "INFERQ_MAX_BATCH_ITEMS", value_name = "N", default_value_t = 256)]
+    pub max_batch_items: usize,
+    /// Jobs between receiving and settling
+    #[arg(long, env = "INFERQ_IN_FLIGHT_JOBS", value_name = "N", default_value_t = 2048)]
+    pub in_flight_jobs: usize,
+    /// Bytes of job bodies between receiving and settling
+    #[arg(long, env = "INFERQ_IN_FLIGHT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
+    pub in_flight_bytes: usize,
+    /// Times a job is tried before it is answered attempts_exhausted; at least 3
+    #[arg(long, env = "INFERQ_MAX_ATTEMPTS", value_name = "N", default_value_t = 5)]
+    pub max_attempts: u32,
+    /// A lease that is not renewed for so long is over, in seconds
+    #[arg(long, env = "INFERQ_LEASE_S", value_name = "S", default_value_t = 60)]
+    pub lease_s: u64,
+    /// The longest that a job is held, in seconds
+    #[arg(long, env = "INFERQ_MAX_LEASE_S", value_name = "S", default_value_t = 3600)]
+    pub max_lease_s: u64,
+    /// An engine busy with one batch for longer is stuck: leases are no longer renewed, /livez fails, in seconds
+    #[arg(long, env = "INFERQ_WATCHDOG_S", value_name = "S", default_value_t = 60)]
+    pub watchdog_s: u64,
+    /// From the stop signal to giving back what is unfinished, in seconds; keep below the grace period
+    #[arg(long, env = "INFERQ_DRAIN_LIMIT_S", value_name = "S", default_value_t = 25)]
+    pub drain_limit_s: u64,
+    /// How long a job that fits no worker waits for one before it is answered no_worker, in seconds
+    #[arg(long, env = "INFERQ_UNFIT_LIMIT_S", value_name = "S", default_value_t = 3600)]
+    pub unfit_limit_s: u64,
+    /// How far other machines' clocks may be off, in milliseconds
+    #[arg(long, env = "INFERQ_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 1000)]
+    pub clock_skew_ms: u64,
+    /// A queue that a job may name in reply_to; may be repeated
+    #[arg(long, env = "INFERQ_ALLOW_REPLY_QUEUE", value_name = "NAME", value_delimiter = ',')]
+    pub allow_reply_queue: Vec<String>,
+    /// The largest job body, in bytes
+    #[arg(long, env = "INFERQ_LIMIT_BODY_BYTES", value_name = "BYTES", default_value_t = Limits::default().body_bytes)]
+    pub limit_body_bytes: usize,
+    /// The most inputs of a job
+    #[arg(long, env = "INFERQ_LIMIT_ITEMS", value_name = "N", default_value_t = Limits::default().items)]
+    pub limit_items: usize,
+    /// The longest text of an input, in bytes
+    #[arg(long, env = "INFERQ_LIMIT_INPUT_BYTES", value_name = "BYTES", default_value_t = Limits::default().input_bytes)]
+    pub limit_input_bytes: usize,
+    /// The largest metadata, in bytes of JSON
+    #[arg(long, env = "INFERQ_LIMIT_METADATA_BYTES", value_name = "BYTES", default_value_t = Limits::default().metadata_bytes)]
+    pub limit_metadata_bytes: usize,
+    /// The largest reply body, in bytes
+    #[arg(long, env = "INFERQ_LIMIT_REPLY_BYTES", value_name = "BYTES", default_value_t = Limits::default().reply_bytes)]
+    pub limit_reply_bytes: usize,
+    /// Where /healthz, /livez, /metrics and /status are served
+    #[arg(long, env = "INFERQ_HEALTH", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub health: SocketAddr,
+    /// This worker's name in replies [default: the host's name]
+    #[arg(long, env = "INFERQ_WORKER_NAME", value_name = "NAME")]
+    pub worker_name: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as inferq_worker=debug
+    #[arg(long, env = "INFERQ_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How long the echo engine takes for a batch, in milliseconds
+    #[arg(long, env = "INFERQ_ECHO_BATCH_MS", value_name = "MS", default_value_t = 0)]
+    pub echo_batch_ms: u64,
+    /// Let the echo engine heed the words !fail !oom !lose !hang !kill in its inputs
+    #[arg(long, env = "INFERQ_ECHO_FAULTS")]
+    pub echo_faults: bool,
+}
+
+/// What to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A directory, run by burn on a device.
+    Burn {
+        /// The directory.
+        directory: PathBuf,
+        /// Where it runs.
+        device: DeviceChoice,
+    },
+    /// No model.
+    Echo(EchoOptions),
+}
+
+/// Flags whose ranges and relations hold.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The queue to take jobs from.
+    pub queue: BrokerUrl,
+    /// What to load.
+    pub model: ModelSource,
+    /// The name that jobs call the model by.
+    pub model_name: Option<String>,
+    /// Engines that share the weights.
+    pub replicas: NonZeroUsize,
+    /// Threads inside one forward pass.
+    pub replica_threads: NonZeroUsize,
+    /// A lease that is not renewed for so long is over.
+    pub lease: Duration,
+    /// Where health is served.
+    pub health: SocketAddr,
+    /// This worker's name in replies.
+    pub worker: String,
+    /// The numbers that the line runs by.
+    pub settings: Settings,
+}
+
+impl Args {
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// The first that does not hold: the flag, the limit and the fix.
+    pub fn check(self) -> Result<Config, String> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.check_ranges()?;
+        self.check_relations()?;
+        let model = self.model_source()?;
+        let a_core = NonZeroUsize::new(cores / self.replica_threads.get()).unwrap_or(NonZeroUsize::MIN);
+        let replicas = self.replicas.unwrap_or(a_core);
+        let settings = self.settings(cores, replicas);
+        let worker = self.worker_name.unwrap_or_else(|| {
+            hostname::get().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "worker".to_owned())
+        });
+        Ok(Config {
+            queue: self.queue,
+            model,
+            model_name: self.model_name,
+            replicas,
+            replica_threads: self.replica_threads,
+            lease: Duration::from_secs(self.lease_s),
+            health: self.health,
+            worker,
+            settings,
+        })
+    }
+
+    fn check_ranges(&self) -> Result<(), String> {
+        let sizes = [
+            ("--replicas", self.replicas.map_or(1, NonZeroUsize::get), 1, 1024),
+            ("--replica-threads", self.replica_threads.get(), 1, 1024),
+            ("--intake-threads", self.intake_threads.unwrap_or(1), 1, 256),
+            ("--max-batch-tokens", self.max_batch_tokens, 1, 1 << 24),
+            ("--max-batch-items", self.max_batch_items, 1, 1 << 16),
+            ("--in-flight-jobs", self.in_flight_jobs, 1, 1 << 20),
+            ("--in-flight-bytes", self.in_flight_bytes, 1, 1 << 40),
+            ("--max-attempts", self.max_attempts as usize, 3, 1000),
+            ("--limit-body-bytes", self.limit_body_bytes, 1024, 64 << 20),
+            ("--limit-items", self.limit_items, 1, 1 << 20),
+            ("--limit-input-bytes", self.limit_input_bytes, 1, 64 << 20),
+            ("--limit-metadata-bytes", self.limit_metadata_bytes, 2, 1 << 20),
+            ("--limit-reply-bytes", self.limit_reply_bytes, 64 << 10, 64 << 20),
+        ];
+        let times = [
+            ("--linger-ms", self.linger_ms, 0, 60_000),
+            ("--lease-s", self.lease_s, 1, 3600),
+            ("--max-lease-s", self.max_lease_s, 1, 7 * 24 * 3600),
+            ("--watchdog-s", self.watchdog_s, 1, 24 * 3600),
+            ("--drain-limit-s", self.drain_limit_s, 1, 24 * 3600),
+            ("--unfit-limit-s", self.unfit_limit_s, 1, 31 * 24 * 3600),
+            ("--clock-skew-ms", self.clock_skew_ms, 0, 3_600_000),
+            ("--echo-batch-ms", self.echo_batch_ms, 0, 3_600_000),
+        ];
+        sizes.into_iter().try_for_each(|(flag, value, least, most)| in_range(flag, value as u64, least, most))?;
+        times.into_iter().try_for_each(|(flag, value, least, most)| in_range(flag, value, least, most))
+    }
+
+    fn check_relations(&self) -> Result<(), String> {
+        if self.max_lease_s < self.lease_s {
+            return Err(format!(
+                "--max-lease-s is {}, it must be at least --lease-s, {}",
+                self.max_lease_s, self.lease_s
+            ));
+        }
+        let ours = [self.queue.queues.jobs.clone(), self.queue.queues.dead()];
+        match self.allow_reply_queue.iter().find(|queue| ours.contains(queue)) {
+            Some(queue) => Err(format!("--allow-reply-queue {queue} is one of the worker's own queues; name another")),
+            None => Ok(()),
+        }
+    }
+
+    fn model_source(&self) -> Result<ModelSource, String> {
+        match (self.engine, &self.model) {
+            (EngineKind::Echo, _) => Ok(ModelSource::Echo(EchoOptions {
+                batch_time: Duration::from_millis(self.echo_batch_ms),
+                faults: self.echo_faults,
+            })),
+            (EngineKind::Burn, Some(directory)) => {
+                Ok(ModelSource::Burn { directory: directory.clone(), device: self.device })
+            }
+            (EngineKind::Burn, None) => {
+                Err("--model DIR is missing; or try --engine echo, which needs none".to_owned())
+            }
+        }
+    }
+
+    fn settings(&self, cores: usize, replicas: NonZeroUsize) -> Settings {
+        let seconds = Duration::from_secs;
+        Settings {
+            intake: IntakeSettings {
+                limits: Limits {
+                    body_bytes: self.limit_body_bytes,
+                    items: self.limit_items,
+                    input_bytes: self.limit_input_bytes,
+                    metadata_bytes: self.limit_metadata_bytes,
+                    nesting: Limits::default().nesting,
+                    reply_bytes: self.limit_reply_bytes,
+                },
+                queues: self.queue.queues.clone(),
+                reply_queues: self.allow_reply_queue.clone(),
+                attempts_max: self.max_attempts,
+                unfit_limit: seconds(self.unfit_limit_s),
+                clock_skew: Duration::from_millis(self.clock_skew_ms),
+            },
+            batch: BatchLimits {
+                tokens_max: self.max_batch_tokens,
+                items_max: self.max_batch_items,
+                linger: Duration::from_millis(self.linger_ms),
+            },
+            bounds: Bounds {
+                jobs: self.in_flight_jobs,
+                bytes: self.in_flight_bytes,
+                // Until the first batches have shown the rate: enough for every replica to be busy.
+                tokens: self.max_batch_tokens * 4 * replicas.get(),
+            },
+            drain_limit: seconds(self.drain_limit_s),
+            watchdog: seconds(self.watchdog_s),
+            lease_max: seconds(self.max_lease_s),
+            intake_threads: self.intake_threads.unwrap_or(cores),
+            seed: rand::random(),
+        }
+    }
+}
+
+fn in_range(flag: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{flag} is {value}, it must be {least} to {most}"))
+}

@@ -1,0 +1,354 @@
+//! The middle of the line: keeps open jobs, feeds the batcher, hands batches to replicas, collects their answers.
+//!
+//! In: tickets from intake, ran batches from the replicas. Out: replies and releases to the outbox. Decisions are the
+//! batcher's and the assembler's, both pure; this stage only moves things between them. It never settles a lease.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use inferq_shared::reply::ReplyError;
+use inferq_shared::telemetry;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::{Open, Run, Signature};
+use crate::batch::{Batch, BatchLimits, Batcher, JobKey};
+use crate::clock::Clock;
+use crate::health::Health;
+use crate::in_flight::InFlight;
+use crate::receive::Mode;
+use crate::replica::Ran;
+use crate::ticket::{Outbound, Ticket};
+
+/// Batches that a replica holds: one running, one waiting.
+const BATCHES_A_LANE: usize = 2;
+
+/// What connects the stage to the others.
+pub struct Dispatch {
+    /// When a batch is full or due.
+    pub limits: BatchLimits,
+    /// From intake.
+    pub tickets: mpsc::Receiver<Vec<Ticket>>,
+    /// From the replicas.
+    pub ran: mpsc::Receiver<Ran>,
+    /// To the replicas, one channel each.
+    pub lanes: Vec<mpsc::Sender<Batch>>,
+    /// To the outbox.
+    pub outbound: mpsc::Sender<Outbound>,
+    /// Run, or give back.
+    pub mode: watch::Receiver<Mode>,
+    /// Stop fetching: asked for here when the device is lost.
+    pub stop: CancellationToken,
+    /// Stop working.
+    pub working: CancellationToken,
+    /// What the worker holds.
+    pub in_flight: InFlight,
+    /// What replies are signed with.
+    pub signature: std::sync::Arc<Signature>,
+    /// How long the drain may take: bounds the tokens in flight.
+    pub drain_limit: Duration,
+    /// How long one batch may take before the engine counts as stuck.
+    pub watchdog: Duration,
+    /// Whether leases are renewed: not while the engine is stuck.
+    pub renew: watch::Sender<bool>,
+    /// The state shown to the outside.
+    pub health: Health,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The device is lost; nothing more can run here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("device lost: {0}")]
+pub struct DeviceLost(pub String);
+
+impl Dispatch {
+    /// Moves jobs until there is nothing left to move, or working has stopped.
+    ///
+    /// # Errors
+    /// When a device is lost: the jobs of its batch are dropped, all others released.
+    pub async fn run(mut self) -> Result<(), DeviceLost> {
+        let mut desk = Desk::new(&self);
+        let ended = self.serve(&mut desk).await;
+        if ended.is_err() {
+            // At once: what is pulled from now on would only be given back.
+            self.stop.cancel();
+        }
+        // What still comes has nowhere to run.
+        self.tickets.close();
+        desk.mode = Mode::Clearing;
+        while let Ok(tickets) = self.tickets.try_recv() {
+            desk.take_tickets(tickets, self.clock.now());
+        }
+        desk.release_all();
+        self.hand_over(&mut desk).await;
+        desk.tally.log();
+        ended
+    }
+
+    async fn serve(&mut self, desk: &mut Desk) -> Result<(), DeviceLost> {
+        let (mut fed, mut moded) = (true, true);
+        while fed || !desk.open.is_empty() {
+            desk.turn(&self.lanes, self.clock.now());
+            let wake = desk.wake_at(self);
+            tokio::select! {
+                biased;
+                () = self.working.cancelled() => return Ok(()),
+                ran = self.ran.recv() => desk.take_ran(ran, self)?,
+                changed = self.mode.changed(), if moded => {
+                    moded = changed.is_ok();
+                    desk.set_mode(*self.mode.borrow());
+                }
+                tickets = self.tickets.recv(), if fed => match tickets {
+                    Some(tickets) => desk.take_tickets(tickets, self.clock.now()),
+                    None => fed = false,
+                },
+                () = sleep_until(wake) => desk.watch(self),
+            }
+            self.hand_over(desk).await;
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, desk: &mut Desk) {
+        for outbound in desk.outgoing.drain(..) {
+            // The outbox outlives this stage; were it gone, dropping the lease would redeliver the job.
+            let _ = self.outbound.send(outbound).await;
+        }
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the stage keeps.
+struct Desk {
+    batcher: Batcher,
+    open: BTreeMap<JobKey, Open>,
+    next_key: JobKey,
+    lanes: Vec<Lane>,
+    mode: Mode,
+    outgoing: Vec<Outbound>,
+    signature: std::sync::Arc<Signature>,
+    tokens_max_a_batch: usize,
+    rate: Rate,
+    tally: Tally,
+    stuck: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Lane {
+    batches: usize,
+    /// Since when its running batch has been running.
+    busy_since: Option<Instant>,
+}
+
+impl Desk {
+    fn new(stage: &Dispatch) -> Self {
+        Self {
+            batcher: Batcher::new(stage.limits),
+            open: BTreeMap::new(),
+            next_key: 0,
+            lanes: vec![Lane::default(); stage.lanes.len()],
+            mode: *stage.mode.borrow(),
+            outgoing: Vec::new(),
+            signature: std::sync::Arc::clone(&stage.signature),
+            tokens_max_a_batch: stage.limits.tokens_max,
+            rate: Rate::default(),
+            tally: Tally::default(),
+            stuck: false,
+        }
+    }
+
+    fn take_tickets(&mut self, tickets: Vec<Ticket>, now: Instant) {
+        for ticket in tickets {
+            if self.mode == Mode::Clearing {
+                if !crate::mutant::active("drop_on_stop") {
+                    self.outgoing.push(ticket.case.release(Duration::ZERO));
+                }
+                continue;
+            }
+            self.open(ticket, now);
+        }
+    }
+
+    fn open(&mut self, ticket: Ticket, now: Instant) {
+        let key = self.next_key;
+        self.next_key += 1;
+        let deadline = ticket.deadline;
+        let items: Vec<_> = ticket.items.iter().map(|item| item.tokens.as_ref().ok().cloned()).collect();
+        let open = Open::new(ticket);
+        if open.is_complete() {
+            self.outgoing.push(open.finish(&self.signature));
+            return;
+        }
+        let items = items.into_iter().zip(0u32..).filter_map(|(tokens, index)| Some((index, tokens?)));
+        self.batcher.push(key, items, deadline, now);
+        self.open.insert(key, open);
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        if mode == Mode::Clearing {
+            for key in self.batcher.take_unstarted() {
+                self.open.remove(&key).into_iter().for_each(|open| self.outgoing.push(open.release()));
+            }
+        }
+    }
+
+    /// Answers what expired, then fills the lanes.
+    fn turn(&mut self, lanes: &[mpsc::Sender<Batch>], now: Instant) {
+        for member in self.batcher.expire(now) {
+            let error = ReplyError::new("expired", "the job's deadline passed before this item ran");
+            self.answer(member.job, member.index, Err(error), Run::default());
+        }
+        while let Some(lane) = self.free_lane() {
+            let batch = match self.mode {
+                Mode::Open => self.batcher.next(now),
+                Mode::Clearing => self.batcher.flush(),
+            };
+            let Some(batch) = batch else { return };
+            telemetry::batch_closed(
+                batch.rows().len(),
+                batch.real_tokens(),
+                batch.padded_tokens(),
+                self.tokens_max_a_batch,
+            );
+            self.lanes[lane].batches += 1;
+            self.lanes[lane].busy_since.get_or_insert(now);
+            // A lane's channel holds as many batches as a lane may have, and its replica outlives this stage or has
+            // ended with an answer that ends this stage too.
+            let _ = lanes[lane].try_send(batch);
+        }
+    }
+
+    fn free_lane(&self) -> Option<usize> {
+        let (lane, least) = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.batches)?;
+        (least.batches < BATCHES_A_LANE).then_some(lane)
+    }
+
+    fn take_ran(&mut self, ran: Option<Ran>, stage: &Dispatch) -> Result<(), DeviceLost> {
+        let Some(ran) = ran else { return Err(DeviceLost("no replica is left".to_owned())) };
+        let now = stage.clock.now();
+        let lane = &mut self.lanes[ran.lane];
+        lane.batches -= 1;
+        lane.busy_since = (lane.batches > 0).then_some(now);
+        self.tally.add(&ran);
+        match ran.outcome {
+            Ok(answers) => {
+                for (row, answer) in ran.batch.rows().iter().zip(answers) {
+                    let run = Run { waited: ran.started.saturating_duration_since(row.waited_since), engine: ran.took };
+                    for member in &row.members {
+                        self.answer(member.job, member.index, answer.clone(), run);
+                    }
+                }
+                telemetry::batch_ran(ran.batch.real_tokens(), ran.took);
+                self.rate.add(ran.batch.real_tokens(), ran.took);
+                stage.in_flight.set_tokens_max(self.tokens_max(stage));
+                self.watch(stage);
+                Ok(())
+            }
+            Err(reason) => {
+                self.lose(&ran.batch);
+                stage.health.failed(&reason);
+                Err(DeviceLost(reason))
+            }
+        }
+    }
+
+    /// Drops the jobs of the batch that the device was lost on: one of them may be the cause.
+    fn lose(&mut self, batch: &Batch) {
+        for member in batch.rows().iter().flat_map(|row| &row.members) {
+            self.open.remove(&member.job);
+        }
+    }
+
+    fn release_all(&mut self) {
+        self.outgoing.extend(std::mem::take(&mut self.open).into_values().map(Open::release));
+    }
+
+    fn answer(&mut self, job: JobKey, index: u32, answer: Result<crate::engine::Answer, ReplyError>, run: Run) {
+        // A job that left the line while its batch ran is not there any more.
+        let Some(open) = self.open.get_mut(&job) else { return };
+        open.answer(index, answer, run);
+        if open.is_complete() {
+            let open = self.open.remove(&job).expect("it was just found");
+            self.outgoing.push(open.finish(&self.signature));
+        }
+    }
+
+    /// What the drain limit can finish, at half of the measured rate to be safe.
+    fn tokens_max(&self, stage: &Dispatch) -> usize {
+        let tokens = self.rate.tokens_a_second() * self.lanes.len() as f64 * stage.drain_limit.as_secs_f64() / 2.0;
+        tokens as usize
+    }
+
+    /// Stops renewing leases while an engine has been busy with one batch for too long.
+    fn watch(&mut self, stage: &Dispatch) {
+        let since = self.lanes.iter().filter_map(|lane| lane.busy_since).min();
+        let stuck = since.is_some_and(|since| stage.clock.now().saturating_duration_since(since) >= stage.watchdog);
+        if stuck != self.stuck {
+            self.stuck = stuck;
+            stage.renew.send_replace(!stuck);
+            stage.health.stuck(stuck);
+        }
+    }
+
+    fn wake_at(&self, stage: &Dispatch) -> Option<Instant> {
+        let busy = self.lanes.iter().filter_map(|lane| lane.busy_since).min();
+        let watchdog = busy.filter(|_| !self.stuck).map(|since| since + stage.watchdog);
+        let batch = self.free_lane().and_then(|_| self.batcher.wake_at());
+        watchdog.into_iter().chain(batch).chain(self.batcher.expires_at()).min()
+    }
+}
+
+/// Tokens a second of one replica, over about the last ten batches.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    tokens: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn add(&mut self, tokens: usize, took: Duration) {
+        self.tokens = self.tokens * 0.9 + tokens as f64;
+        self.seconds = self.seconds * 0.9 + took.as_secs_f64();
+    }
+
+    fn tokens_a_second(&self) -> f64 {
+        self.tokens / self.seconds.max(1e-9)
+    }
+}
+
+/// What was run in all, for the last line of the log.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    batches: usize,
+    rows: usize,
+    real_tokens: usize,
+    padded_tokens: usize,
+    /// From the first batch's start to the last one's end.
+    span: Option<(Instant, Instant)>,
+}
+
+impl Tally {
+    fn add(&mut self, ran: &Ran) {
+        self.batches += 1;
+        self.rows += ran.batch.rows().len();
+        self.real_tokens += ran.batch.real_tokens();
+        self.padded_tokens += ran.batch.padded_tokens();
+        let first = self.span.map_or(ran.started, |(first, _)| first);
+        self.span = Some((first, ran.started + ran.took));
+    }
+
+    fn log(&self) {
+        let Self { batches, rows, real_tokens, padded_tokens, span } = *self;
+        let padding_waste = padded_tokens as f64 / real_tokens.max(1) as f64 - 1.0;
+        let busy_ms = span.map_or(0, |(first, last)| last.saturating_duration_since(first).as_millis() as u64);
+        tracing::info!(batches, rows, real_tokens, padded_tokens, padding_waste, busy_ms, "line ended");
+    }
+}

@@ -1,0 +1,328 @@
+//! The few operations that a transformer encoder is made of, on burn's tensors, each in two forms: composed of burn's
+//! own operations, for any device, and with kernels of our own on the memory of a CPU tensor.
+//!
+//! In and out: flat tensors with a row for each token of a batch, items one after the other, without padding. Both forms
+//! give the same numbers (tested). Our own read weights in place, write into fresh or uniquely owned buffers, and use as
+//! many threads of the current rayon pool as they are told.
+
+use std::ops::Range;
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::{DType, Flex};
+use burn::tensor::{Bool, Bytes, Device, Int, Shape, Tensor, TensorData, activation};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::kernels;
+
+/// Query rows that share one block of attention scores: at 512 tokens a block takes 128 KiB.
+const QUERY_ROWS: usize = 64;
+
+/// Numbers below which a row-wise kernel stays on one thread: handing out work costs more.
+const NUMBERS_PER_THREAD: usize = 16 * 1024;
+
+/// A linear layer, `x · weight + bias`.
+pub(super) struct Linear {
+    /// `[inputs, outputs]`, contiguous.
+    pub(super) weight: Tensor<2>,
+    /// `[outputs]`.
+    pub(super) bias: Tensor<1>,
+}
+
+/// A layer normalisation.
+pub(super) struct LayerNorm {
+    /// The factors.
+    pub(super) gamma: Tensor<1>,
+    /// The offsets.
+    pub(super) beta: Tensor<1>,
+    /// Added to the variance.
+    pub(super) eps: f32,
+}
+
+/// Which form of the operations runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compute {
+    /// burn's own, on any device.
+    Burn,
+    /// Ours, on the CPU, with so many threads.
+    Host {
+        /// 1 stays on the calling thread.
+        threads: usize,
+    },
+}
+
+impl Compute {
+    /// `x · weight + bias`.
+    pub(super) fn linear(self, x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
+        let Self::Host { threads } = self else { return portable_linear(x, layer) };
+        let mut out = product(x, &layer.weight, threads);
+        by_rows(&mut out, &layer.bias, threads, |rows, _, bias| kernels::add_bias(rows, bias));
+        into_tensor(out, layer.bias.dims()[0])
+    }
+
+    /// The exact GELU of `x · weight + bias`.
+    pub(super) fn linear_gelu(self, x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
+        let Self::Host { threads } = self else { return activation::gelu(portable_linear(x, layer)) };
+        let mut out = product(x, &layer.weight, threads);
+        by_rows(&mut out, &layer.bias, threads, |rows, _, bias| kernels::bias_gelu(rows, bias));
+        into_tensor(out, layer.bias.dims()[0])
+    }
+
+    /// The layer normalisation of `x · weight + bias + residual`.
+    pub(super) fn linear_add_norm(
+        self,
+        x: &Tensor<2>,
+        layer: &Linear,
+        residual: Tensor<2>,
+        norm: &LayerNorm,
+    ) -> Tensor<2> {
+        let Self::Host { threads } = self else {
+            return portable_norm(portable_linear(x, layer) + residual, norm);
+        };
+        let mut out = product(x, &layer.weight, threads);
+        let (gamma, beta, residual) = (host(&norm.gamma), host(&norm.beta), host(&residual));
+        let norm = kernels::Norm { gamma: numbers(&gamma), beta: numbers(&beta), eps: norm.eps };
+        let residual = numbers(&residual);
+        by_rows(&mut out, &layer.bias, threads, |rows, at, bias| {
+            kernels::add_norm(rows, bias, &residual[at..at + rows.len()], norm);
+        });
+        into_tensor(out, layer.bias.dims()[0])
+    }
+
+    /// The sum of a row of each table, layer-normalised: what a BERT encoder starts from. `ids` holds, for each table, a
+    /// row number for each token.
+    pub(super) fn embed(self, tables: [&Tensor<2>; 3], ids: [&[u32]; 3], norm: &LayerNorm) -> Tensor<2> {
+        let width = norm.gamma.dims()[0];
+        let Self::Host { .. } = self else { return portable_embed(tables, ids, norm) };
+        let tables = tables.map(host);
+        let [a, b, c] = tables.each_ref().map(numbers);
+        let row = |table: &'_ [f32], id: u32| -> Range<usize> {
+            let start = id as usize * width;
+            debug_assert!(start + width <= table.len());
+            start..start + width
+        };
+        let mut out = vec![0.0; ids[0].len() * width];
+        for (token, out) in out.chunks_exact_mut(width).enumerate() {
+            let [x, y, z] = ids.map(|ids| ids[token]);
+            kernels::sum_of_three(out, &a[row(a, x)], &b[row(b, y)], &c[row(c, z)]);
+        }
+        let (gamma, beta) = (host(&norm.gamma), host(&norm.beta));
+        kernels::norm(&mut out, kernels::Norm { gamma: numbers(&gamma), beta: numbers(&beta), eps: norm.eps });
+        into_tensor(out, width)
+    }
+
+    /// Scaled dot-product attention of each item's tokens to each other. Rows of `qkv` hold queries, keys and values of
+    /// all heads; `items` are the ranges of rows.
+    pub(super) fn attention(self, qkv: Tensor<2>, items: &[Range<usize>], heads: usize) -> Tensor<2> {
+        let Self::Host { threads } = self else { return portable_attention(qkv, items, heads) };
+        let [rows, width] = qkv.dims();
+        let width = width / 3;
+        let qkv = host(&qkv);
+        let attention = Attention { qkv: numbers(&qkv), width, heads };
+        let mut out = vec![0.0; rows * width];
+        let mut blocks = Vec::new();
+        let mut rest = out.as_mut_slice();
+        for item in items {
+            for start in item.clone().step_by(QUERY_ROWS) {
+                let end = (start + QUERY_ROWS).min(item.end);
+                let (block, after) = rest.split_at_mut((end - start) * width);
+                blocks.push((start, item.clone(), block));
+                rest = after;
+            }
+        }
+        if threads == 1 || blocks.len() == 1 {
+            blocks.into_iter().for_each(|(start, item, block)| attention.run(start, &item, block));
+        } else {
+            blocks.into_par_iter().for_each(|(start, item, block)| attention.run(start, &item, block));
+        }
+        into_tensor(out, width)
+    }
+}
+
+/// The attention of one batch, on the CPU.
+struct Attention<'a> {
+    qkv: &'a [f32],
+    width: usize,
+    heads: usize,
+}
+
+impl Attention<'_> {
+    /// Fills `out` with the rows from `start` on of the item that has the rows `item`.
+    fn run(&self, start: usize, item: &Range<usize>, out: &mut [f32]) {
+        let (width, length, rows) = (self.width, item.len(), out.len() / self.width);
+        let size = width / self.heads;
+        let scale = 1.0 / (size as f32).sqrt();
+        let mut scores = vec![0.0; rows * length];
+        for head in 0..self.heads {
+            let at = |row: usize, part: usize| &self.qkv[row * 3 * width + part * width + head * size..];
+            let query = View { data: at(start, 0), strides: [3 * width, 1] };
+            let key = View { data: at(item.start, 1), strides: [1, 3 * width] };
+            let value = View { data: at(item.start, 2), strides: [3 * width, 1] };
+            multiply([rows, size, length], query, key, (&mut scores, length), 1);
+            kernels::softmax(&mut scores, length, scale);
+            let scores = View { data: &scores, strides: [length, 1] };
+            multiply([rows, length, size], scores, value, (&mut out[head * size..], width), 1);
+        }
+    }
+}
+
+/// A matrix inside a slice.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    data: &'a [f32],
+    /// How far apart neighbouring rows and neighbouring columns are.
+    strides: [usize; 2],
+}
+
+impl View<'_> {
+    /// Whether a matrix of this size lies inside the slice.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        holds(self.data.len(), self.strides, rows, columns)
+    }
+}
+
+fn holds(length: usize, [row, column]: [usize; 2], rows: usize, columns: usize) -> bool {
+    rows > 0 && columns > 0 && (rows - 1) * row + (columns - 1) * column < length
+}
+
+/// `out` = `a` · `b`, of sizes `[m, k]` and `[k, n]`, with rows of `out` its second part apart.
+fn multiply([m, k, n]: [usize; 3], a: View<'_>, b: View<'_>, out: (&mut [f32], usize), threads: usize) {
+    let (out, stride) = out;
+    assert!(a.holds(m, k) && b.holds(k, n) && holds(out.len(), [stride, 1], m, n), "a matrix passes its buffer");
+    // SAFETY: the assertion shows that every element of the three matrices lies inside its slice; `out` is borrowed
+    // exclusively, and its elements are distinct because rows are at least as far apart as they are wide.
+    unsafe { multiply_into([m, k, n], a, b, (out.as_mut_ptr(), stride), threads) }
+}
+
+/// `out` = `a` · `b`, all of them square.
+pub(super) fn multiply_square(a: &[f32], b: &[f32], out: &mut [f32], size: usize, threads: usize) {
+    let view = |data| View { data, strides: [size, 1] };
+    multiply([size; 3], view(a), view(b), (out, size), threads);
+}
+
+/// As [`multiply`], into memory that need not be initialised.
+///
+/// # Safety
+/// Each matrix must lie inside its buffer, and `out` be valid for writes of `m` rows of `n` numbers.
+unsafe fn multiply_into([m, k, n]: [usize; 3], a: View<'_>, b: View<'_>, out: (*mut f32, usize), threads: usize) {
+    let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
+    let stride = |stride: usize| isize::try_from(stride).expect("a stride inside a slice fits");
+    // SAFETY: by this function's contract; with `read_dst` false, `out` is only written.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.0,
+            1,
+            stride(out.1),
+            false,
+            a.data.as_ptr(),
+            stride(a.strides[1]),
+            stride(a.strides[0]),
+            b.data.as_ptr(),
+            stride(b.strides[1]),
+            stride(b.strides[0]),
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `x · weight` in a new buffer.
+fn product(x: &Tensor<2>, weight: &Tensor<2>, threads: usize) -> Vec<f32> {
+    let ([m, k], [_, n]) = (x.dims(), weight.dims());
+    let (x, weight) = (host(x), host(weight));
+    let a = View { data: numbers(&x), strides: [k, 1] };
+    let b = View { data: numbers(&weight), strides: [n, 1] };
+    assert!(a.holds(m, k) && b.holds(k, n), "a tensor has the numbers that its shape says");
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: both matrices lie inside their slices, `out` has room for m rows of n numbers, and all of them have been
+    // written before it is said to have that length. Zeroing it first costs 2-4 % of a forward pass.
+    unsafe {
+        multiply_into([m, k, n], a, b, (out.as_mut_ptr(), n), threads);
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// Runs `f` on blocks of whole rows, with each block's place and the bias, on as many threads as pay.
+fn by_rows(out: &mut [f32], bias: &Tensor<1>, threads: usize, f: impl Fn(&mut [f32], usize, &[f32]) + Sync) {
+    let bias = host(bias);
+    let bias = numbers(&bias);
+    let parts = threads.min(out.len() / NUMBERS_PER_THREAD).max(1);
+    if parts == 1 {
+        return f(out, 0, bias);
+    }
+    let size = (out.len() / bias.len()).div_ceil(parts) * bias.len();
+    out.par_chunks_mut(size).enumerate().for_each(|(part, rows)| f(rows, part * size, bias));
+}
+
+/// The CPU's view of a tensor: shares its memory.
+fn host<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
+    tensor.clone().try_into_primitive::<Flex>().expect("our kernels are chosen for tensors of the CPU alone")
+}
+
+/// The numbers of a tensor that we or the loader made: contiguous, from the buffer's start.
+fn numbers(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("every tensor of the model is contiguous f32")
+}
+
+fn into_tensor(values: Vec<f32>, width: usize) -> Tensor<2> {
+    let shape = Shape::from([values.len() / width, width]);
+    let tensor = FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32);
+    Tensor::from_primitive::<Flex>(tensor)
+}
+
+fn portable_linear(x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
+    x.clone().matmul(layer.weight.clone()) + layer.bias.clone().unsqueeze()
+}
+
+fn portable_norm(x: Tensor<2>, norm: &LayerNorm) -> Tensor<2> {
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = (centred.clone() * centred.clone()).mean_dim(1);
+    centred / (variance + norm.eps).sqrt() * norm.gamma.clone().unsqueeze() + norm.beta.clone().unsqueeze()
+}
+
+fn portable_embed(tables: [&Tensor<2>; 3], ids: [&[u32]; 3], norm: &LayerNorm) -> Tensor<2> {
+    let device = norm.gamma.device();
+    let [a, b, c] =
+        [0, 1, 2].map(|i| tables[i].clone().select(0, indices(ids[i].iter().map(|id| *id as usize), &device)));
+    portable_norm(a + b + c, norm)
+}
+
+/// Pads the items to the longest, so that one product serves all heads of all items, and takes the padding out again.
+fn portable_attention(qkv: Tensor<2>, items: &[Range<usize>], heads: usize) -> Tensor<2> {
+    let device = qkv.device();
+    let width = qkv.dims()[1] / 3;
+    let size = width / heads;
+    let longest = items.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+    let padded = |item: &Range<usize>| {
+        (0..longest).map({
+            let item = item.clone();
+            move |i| item.start + i.min(item.len() - 1)
+        })
+    };
+    let rows = indices(items.iter().flat_map(padded), &device);
+    let split = qkv.select(0, rows).reshape([items.len(), longest, 3, heads, size]).permute([2, 0, 3, 1, 4]);
+    let part = |i: usize| split.clone().narrow(0, i, 1).reshape([items.len(), heads, longest, size]);
+    let scores = part(0).matmul(part(1).swap_dims(2, 3)) / (size as f32).sqrt();
+    let is_padding: Vec<bool> = items.iter().flat_map(|item| (0..longest).map(|i| i >= item.len())).collect();
+    let mask = Tensor::<4, Bool>::from_data(TensorData::new(is_padding, [items.len(), 1, 1, longest]), &device);
+    let weights =
+        activation::softmax(scores.mask_fill(mask.expand([items.len(), heads, longest, longest]), f32::MIN), 3);
+    let padded = weights.matmul(part(2)).swap_dims(1, 2).reshape([items.len() * longest, width]);
+    let kept = items.iter().enumerate().flat_map(|(i, item)| (0..item.len()).map(move |j| i * longest + j));
+    padded.select(0, indices(kept, &device))
+}
+
+fn indices(rows: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let rows: Vec<i32> =
+        rows.map(|row| i32::try_from(row).expect("a batch has fewer rows than an i32 counts")).collect();
+    let shape = [rows.len()];
+    Tensor::from_data(TensorData::new(rows, shape), device)
+}

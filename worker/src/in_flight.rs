@@ -1,0 +1,167 @@
+//! What the worker holds: jobs, bytes and tokens between receive and settle, and the bounds on each.
+//!
+//! In: a [`Hold`] a job, made at receive and dropped when its lease has been settled. Out: room for the next pull. It
+//! never drops or delays a job by itself.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use inferq_shared::broker::Pull;
+use tokio::sync::watch;
+
+/// How much may be in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Jobs.
+    pub jobs: usize,
+    /// Bytes of bodies.
+    pub bytes: usize,
+    /// Tokens, until a rate is measured; then what the drain limit can finish.
+    pub tokens: usize,
+}
+
+/// What is in flight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Jobs.
+    pub jobs: usize,
+    /// Bytes of bodies.
+    pub bytes: usize,
+    /// Tokens; estimated from bytes until the job is tokenised.
+    pub tokens: usize,
+}
+
+/// The shared account. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct InFlight {
+    counts: Arc<watch::Sender<Counts>>,
+    bounds: Bounds,
+    tokens_max: Arc<AtomicUsize>,
+}
+
+/// One job's share of the account, given back when dropped.
+#[derive(Debug)]
+pub struct Hold {
+    counts: Arc<watch::Sender<Counts>>,
+    bytes: usize,
+    tokens: usize,
+}
+
+/// The most jobs that one pull brings: enough to amortise a transaction, few enough to share a queue fairly.
+const PULL_JOBS_MAX: usize = 256;
+/// A guess before tokenising: English has about four bytes a token.
+const BYTES_PER_TOKEN: usize = 4;
+
+impl InFlight {
+    /// An empty account with these bounds.
+    pub fn new(bounds: Bounds) -> Self {
+        let (counts, _) = watch::channel(Counts::default());
+        Self { counts: Arc::new(counts), bounds, tokens_max: Arc::new(AtomicUsize::new(bounds.tokens)) }
+    }
+
+    /// Enters a job whose body has so many bytes.
+    pub fn hold(&self, bytes: usize) -> Hold {
+        let tokens = bytes / BYTES_PER_TOKEN;
+        self.counts.send_modify(|counts| {
+            counts.jobs += 1;
+            counts.bytes += bytes;
+            counts.tokens += tokens;
+        });
+        Hold { counts: Arc::clone(&self.counts), bytes, tokens }
+    }
+
+    /// What is in flight now.
+    pub fn counts(&self) -> Counts {
+        *self.counts.borrow()
+    }
+
+    /// The bound on tokens that holds now.
+    pub fn tokens_max(&self) -> usize {
+        self.tokens_max.load(Ordering::Relaxed)
+    }
+
+    /// Sets the bound on tokens to what the drain limit can finish.
+    pub fn set_tokens_max(&self, tokens: usize) {
+        if self.tokens_max.swap(tokens.max(1), Ordering::Relaxed) < tokens {
+            self.counts.send_modify(|_| ()); // wakes a receiver that waits for room
+        }
+    }
+
+    /// Waits until there is room, and says how much one pull may bring.
+    pub async fn room(&self) -> Pull {
+        let mut counts = self.counts.subscribe();
+        let free = counts.wait_for(|counts| self.free(counts).is_some()).await.map(|counts| self.free(&counts));
+        free.ok().flatten().expect("the sender lives in self, and the predicate just held")
+    }
+
+    /// Waits until exactly `jobs` jobs or fewer are in flight.
+    pub async fn down_to(&self, jobs: usize) {
+        let waited = self.counts.subscribe();
+        let mut waited = waited;
+        waited.wait_for(|counts| counts.jobs <= jobs).await.expect("the sender lives in self");
+    }
+
+    fn free(&self, counts: &Counts) -> Option<Pull> {
+        let jobs = NonZeroUsize::new(self.bounds.jobs.saturating_sub(counts.jobs).min(PULL_JOBS_MAX))?;
+        let bytes = self.bounds.bytes.saturating_sub(counts.bytes);
+        let tokens = self.tokens_max().saturating_sub(counts.tokens);
+        let bytes = bytes.min(tokens.saturating_mul(BYTES_PER_TOKEN));
+        (bytes > 0).then_some(Pull { jobs, bytes })
+    }
+}
+
+impl Hold {
+    /// Replaces the estimate by the tokens counted.
+    pub fn set_tokens(&mut self, tokens: usize) {
+        let before = std::mem::replace(&mut self.tokens, tokens);
+        self.counts.send_modify(|counts| counts.tokens = counts.tokens + tokens - before);
+    }
+
+    /// Bytes of the job's body.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.counts.send_modify(|counts| {
+            counts.jobs -= 1;
+            counts.bytes -= self.bytes;
+            counts.tokens -= self.tokens;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_counts_until_it_is_dropped() {
+        let account = InFlight::new(Bounds { jobs: 2, bytes: 100, tokens: 1000 });
+        let mut hold = account.hold(40);
+        assert_eq!(account.counts(), Counts { jobs: 1, bytes: 40, tokens: 10 });
+        hold.set_tokens(25);
+        assert_eq!(account.counts().tokens, 25);
+        drop(hold);
+        assert_eq!(account.counts(), Counts::default());
+    }
+
+    #[tokio::test]
+    async fn there_is_no_room_beyond_any_bound() {
+        let account = InFlight::new(Bounds { jobs: 2, bytes: 100, tokens: 1000 });
+        let first = account.hold(60);
+        assert_eq!(account.room().await, Pull { jobs: NonZeroUsize::MIN, bytes: 40 });
+        let second = account.hold(10);
+        assert_eq!(account.free(&account.counts()), None, "two jobs are the bound");
+        drop(second);
+        drop(first);
+        let mut long = account.hold(1);
+        long.set_tokens(1000);
+        assert_eq!(account.free(&account.counts()), None, "1000 tokens are the bound");
+        account.set_tokens_max(2000);
+        assert!(account.free(&account.counts()).is_some());
+    }
+}

@@ -1,0 +1,285 @@
+//! Delivery → ticket: decode, check limits, deadline and the size the reply can reach, tokenise.
+//!
+//! In: what was received. Out: an [`Admission`]: a ticket to run, or how the job leaves the line at once. Synchronous,
+//! run on CPU threads. It never settles a lease and never waits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use inferq_shared::broker::QueueNames;
+use inferq_shared::job::{DecodeErrorKind, Encoding, Inputs, Item, Job, JobId, Limits, Parameters, ReplyTo, attribute};
+use inferq_shared::reply::{ReplyError, Status};
+use jiff::Timestamp;
+
+use crate::assemble::Signature;
+use crate::clock::Clock;
+use crate::engine::ModelInfo;
+use crate::ticket::{Case, Outbound, Received, Ticket, TicketItem};
+use crate::tokenize::{TokenizeError, Tokenizer};
+
+/// What intake checks jobs against.
+#[derive(Debug, Clone)]
+pub struct IntakeSettings {
+    /// The limits of a message.
+    pub limits: Limits,
+    /// The queues that belong to the jobs queue.
+    pub queues: QueueNames,
+    /// Queues that a job may name in `reply_to`.
+    pub reply_queues: Vec<String>,
+    /// Attempts after which a job is answered `attempts_exhausted`.
+    pub attempts_max: u32,
+    /// How long after publishing a job that fits no worker is answered `no_worker`.
+    pub unfit_limit: Duration,
+    /// How far other machines' clocks may be off.
+    pub clock_skew: Duration,
+}
+
+/// Decodes, checks and tokenises.
+#[derive(Clone)]
+pub struct Intake {
+    /// What to check against.
+    pub settings: Arc<IntakeSettings>,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The model.
+    pub info: Arc<ModelInfo>,
+    /// What replies are signed with.
+    pub signature: Arc<Signature>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// What becomes of a delivery.
+#[derive(Debug)]
+pub enum Admission {
+    /// It runs.
+    Run(Ticket),
+    /// It leaves the line now.
+    Leave(Outbound),
+    /// It leaves the line because this worker can't run it, though another may.
+    Misfit(Outbound),
+}
+
+/// How long a job that another worker may run stays out of sight.
+const MISFIT_DELAY: Duration = Duration::from_secs(5);
+/// The longest JSON number of an f32, with its comma: `-1.17549435e-38,`.
+const FLOAT_BYTES_MAX: usize = 16;
+/// What a result holds beside id and embedding: names, braces, index, tokens, or an error's sentence.
+const RESULT_BYTES_MAX: usize = 256;
+/// What a reply holds beside its results and metadata.
+const REPLY_BYTES_MAX: usize = 2048;
+
+/// Why a job as a whole is not run.
+struct Refusal {
+    status: Status,
+    error: ReplyError,
+}
+
+impl Refusal {
+    fn rejected(code: &str, message: impl Into<String>) -> Self {
+        Self { status: Status::Rejected, error: ReplyError::new(code, message) }
+    }
+}
+
+impl Intake {
+    /// Looks into one delivery.
+    pub fn admit(&self, received: Received) -> Admission {
+        let started = Instant::now();
+        match Job::decode(&received.message.body, &self.settings.limits) {
+            Ok(job) if self.fits(&job) => self.accept(job, received, started),
+            Ok(job) => self.misfit(received, Some(job.id), "another model"),
+            Err(error) if error.kind == DecodeErrorKind::Version => {
+                self.misfit(received, error.id, "a newer version of the wire format")
+            }
+            Err(error) => {
+                let refusal = Refusal::rejected(error.kind.code(), error.message);
+                self.refuse_undecoded(received, error.id, refusal)
+            }
+        }
+    }
+
+    fn fits(&self, job: &Job) -> bool {
+        job.model.as_ref().is_none_or(|model| *model == self.info.name)
+    }
+
+    /// What no worker takes for long enough is answered; until then another worker may come.
+    fn misfit(&self, received: Received, id: Option<JobId>, needs: &str) -> Admission {
+        let published = self.published_at(&received);
+        if published.is_none_or(|at| self.clock.since(at) < self.settings.unfit_limit) {
+            return Admission::Misfit(received.release(MISFIT_DELAY));
+        }
+        let limit_s = self.settings.unfit_limit.as_secs();
+        let message = format!("the job needs {needs}, and no worker that has it took the job within {limit_s} s");
+        self.refuse_undecoded(received, id, Refusal::rejected("no_worker", message))
+    }
+
+    /// Answers a job whose body could not be read, if its id can be told; else it is a dead letter.
+    fn refuse_undecoded(&self, received: Received, id: Option<JobId>, refusal: Refusal) -> Admission {
+        let named = || received.message.attributes.get(attribute::JOB_ID).and_then(|id| JobId::new(id).ok());
+        let Some(id) = id.or_else(named) else {
+            let reason = format!("{}: {}", refusal.error.code, refusal.error.message);
+            return Admission::Leave(Outbound::Dead { lease: received.lease, hold: received.hold, reason });
+        };
+        let case = self.case(received, id, Parameters::default(), None, Duration::ZERO);
+        self.refuse(case, 0, refusal)
+    }
+
+    fn refuse(&self, case: Case, items: usize, refusal: Refusal) -> Admission {
+        let reply = self.signature.refusal(&case, items, refusal.status, refusal.error);
+        Admission::Leave(Outbound::Reply(Box::new(case.answered(reply))))
+    }
+
+    fn accept(&self, job: Job, received: Received, started: Instant) -> Admission {
+        let Job { id, inputs, parameters, reply_to, deadline, metadata, .. } = job;
+        let (route, forbidden) = self.route(&received, reply_to);
+        let mut case = self.case(received, id, parameters, route, Duration::ZERO);
+        case.metadata = metadata;
+        let items = match inputs {
+            Inputs::Items(items) => items,
+            Inputs::Uri(_) => {
+                let message = "input_uri is not allowed: the operator of this worker allows no prefix to read from";
+                return self.refuse(case, 0, Refusal::rejected("forbidden", message));
+            }
+        };
+        if let Err(refusal) = forbidden.map_or(Ok(()), Err).and_then(|()| self.check(&case, &items, deadline)) {
+            return self.refuse(case, items.len(), refusal);
+        }
+        let items = self.tokenise(&case.id, parameters.truncate, items);
+        case.hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
+        case.intake = started.elapsed();
+        Admission::Run(Ticket { case, items, deadline: deadline.map(|deadline| self.instant_of(deadline)) })
+    }
+
+    /// The queue that a job's reply goes to, and why it is not the one it asked for.
+    fn route(&self, received: &Received, reply_to: Option<ReplyTo>) -> (Option<String>, Option<Refusal>) {
+        match reply_to {
+            None => (None, None),
+            Some(ReplyTo::Queue(queue)) if self.settings.reply_queues.contains(&queue) => (Some(queue), None),
+            Some(ReplyTo::Queue(queue)) if queue == self.default_route(received) => (Some(queue), None),
+            Some(ReplyTo::Queue(queue)) => {
+                let message =
+                    format!("reply_to.queue {queue:?} is not allowed; the operator allows one by --allow-reply-queue");
+                (None, Some(Refusal::rejected("forbidden", message)))
+            }
+            Some(ReplyTo::Bucket { .. }) => {
+                let message = "reply_to.uri is not allowed: the operator of this worker allows no prefix to write to";
+                (None, Some(Refusal::rejected("forbidden", message)))
+            }
+        }
+    }
+
+    fn default_route(&self, received: &Received) -> String {
+        let submission = received.message.attributes.get(attribute::SUBMISSION);
+        match submission.filter(|name| JobId::new(name.as_str()).is_ok()) {
+            Some(submission) => self.settings.queues.submission(submission),
+            None => self.settings.queues.results(),
+        }
+    }
+
+    fn check(&self, case: &Case, items: &[Item], deadline: Option<Timestamp>) -> Result<(), Refusal> {
+        if case.attempt > self.settings.attempts_max {
+            let message = format!("a worker was lost {} times while it had this job", case.attempt - 1);
+            return Err(Refusal { status: Status::Failed, error: ReplyError::new("attempts_exhausted", message) });
+        }
+        if deadline.is_some_and(|deadline| self.clock.since(deadline) > self.settings.clock_skew) {
+            let message = "the job's deadline had passed when a worker took it";
+            return Err(Refusal { status: Status::Expired, error: ReplyError::new("expired", message) });
+        }
+        self.check_dimensions(case.parameters.dimensions)?;
+        self.check_reply_bytes(case, items)
+    }
+
+    fn check_dimensions(&self, dimensions: Option<u32>) -> Result<(), Refusal> {
+        let width = self.info.dimensions;
+        match dimensions {
+            Some(wanted) if wanted == 0 || wanted as usize > width => {
+                let message = format!("parameters.dimensions is {wanted}, it must be 1 to {width}, what the model has");
+                Err(Refusal::rejected("invalid", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what could only be answered by a reply above the limit, before anything is computed.
+    fn check_reply_bytes(&self, case: &Case, items: &[Item]) -> Result<(), Refusal> {
+        let dimensions = case.parameters.dimensions.map_or(self.info.dimensions, |wanted| wanted as usize);
+        let embedding = match case.parameters.encoding {
+            Encoding::Float => dimensions * FLOAT_BYTES_MAX,
+            Encoding::Base64 => (dimensions * 4).div_ceil(3) * 4,
+        };
+        // An id of control characters grows sixfold in JSON.
+        let ids: usize =
+            items.iter().map(|item| item.id.as_ref().map_or(case.id.as_str().len() + 5, |id| id.len() * 6)).sum();
+        let bytes = REPLY_BYTES_MAX
+            + self.settings.limits.metadata_bytes * 6
+            + ids
+            + items.len() * (embedding + RESULT_BYTES_MAX);
+        let limit = self.settings.limits.reply_bytes;
+        if bytes <= limit {
+            return Ok(());
+        }
+        let message = format!(
+            "the reply could reach {bytes} bytes, the limit is {limit}: use encoding base64, fewer items a job, or a bucket"
+        );
+        Err(Refusal::rejected("limit_exceeded", message))
+    }
+
+    fn tokenise(&self, id: &JobId, truncate: bool, items: Vec<Item>) -> Vec<TicketItem> {
+        let one = |(index, item): (usize, Item)| TicketItem {
+            tokens: self.tokenizer.encode(&item.input, truncate).map(Arc::new).map_err(|error| item_error(&error)),
+            id: item.id.unwrap_or_else(|| format!("{id}/{index}")),
+        };
+        items.into_iter().enumerate().map(one).collect()
+    }
+
+    fn case(
+        &self,
+        received: Received,
+        id: JobId,
+        parameters: Parameters,
+        route: Option<String>,
+        intake: Duration,
+    ) -> Case {
+        let route = route.unwrap_or_else(|| self.default_route(&received));
+        let queued = self.published_at(&received).map(|at| self.clock.since(at)).unwrap_or_default();
+        let Received { mut message, attempt, lease, hold, at } = received;
+        Case {
+            id,
+            parameters,
+            metadata: serde_json::Map::new(),
+            route,
+            attempt,
+            traceparent: message.attributes.remove(attribute::TRACEPARENT),
+            submission: message.attributes.remove(attribute::SUBMISSION),
+            lease,
+            hold,
+            at,
+            queued,
+            intake,
+        }
+    }
+
+    fn published_at(&self, received: &Received) -> Option<Timestamp> {
+        let millis = received.message.attributes.get(attribute::PUBLISHED_AT)?.parse().ok()?;
+        Timestamp::from_millisecond(millis).ok()
+    }
+
+    /// The runtime's instant at which a deadline has passed for sure.
+    fn instant_of(&self, deadline: Timestamp) -> Instant {
+        let left = Duration::try_from(deadline.duration_since(self.clock.wall())).unwrap_or_default();
+        // A deadline centuries away is none.
+        let left = left.saturating_add(self.settings.clock_skew).min(Duration::from_secs(365 * 24 * 3600));
+        self.clock.now() + left
+    }
+}
+
+fn item_error(error: &TokenizeError) -> ReplyError {
+    let code = match error {
+        TokenizeError::TooLong { .. } => "input_too_long",
+        TokenizeError::Failed(_) => "failed",
+    };
+    ReplyError::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! The worker: takes jobs from a queue, batches their items across jobs, runs a resident model, answers.
+//!
+//! ```text
+//!  receive ──▶ intake ──▶ batch ──▶ engine ──▶ assemble ──▶ outbox ──▶ settle
+//!  Delivery    Ticket     Batch     Answers    Reply        Confirmed  lease.ack()
+//! ```
+//!
+//! [`receive`] pulls while there is room; [`intake`] decodes, checks and tokenises; [`dispatch`] keeps the open jobs and
+//! moves items through the pure [`batch`] policy to the [`replica`]s, each an [`engine`] on a thread of its own;
+//! [`assemble`] puts answers together in input order; [`outbox`] publishes, waits for the confirm, and settles.
+//! [`pipeline`] is the only file that makes channels and spawns. [`serve`] loads, warms and checks a model and then runs
+//! the line; [`health`] tells the outside how far it is.
+
+pub mod assemble;
+pub mod assets;
+pub mod batch;
+pub mod clock;
+pub mod config;
+pub mod dispatch;
+pub mod engine;
+pub mod fitness;
+pub mod health;
+pub mod in_flight;
+pub mod intake;
+pub mod mutant;
+pub mod offload;
+pub mod outbox;
+pub mod pipeline;
+pub mod receive;
+pub mod replica;
+pub mod serve;
+pub mod signals;
+pub mod ticket;
+pub mod tokenize;

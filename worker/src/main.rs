@@ -1,0 +1,74 @@
+//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use inferq_shared::telemetry::{self, Telemetry};
+use inferq_worker::config::{Cli, Config};
+use inferq_worker::health::Health;
+use inferq_worker::serve::{ServeError, connect, serve};
+use inferq_worker::signals;
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Usage or configuration, as in sysexits.h.
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    let log = cli.args.log.clone();
+    let started =
+        cli.args.check().and_then(|config| Ok((config, telemetry::install(&log).map_err(|e| e.to_string())?)));
+    let (config, telemetry) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("inferq-worker: {error}");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("the system has room for a runtime's threads");
+    let code = runtime.block_on(run(config, telemetry));
+    // What still computes at the drain limit is not waited for.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+async fn run(config: Config, telemetry: Telemetry) -> u8 {
+    let stop = CancellationToken::new();
+    let health = Health::new(telemetry);
+    let endpoint = match health.bind(config.health).await {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            tracing::error!(address = %config.health, %error, "failed to bind the health endpoint; choose another with --health");
+            return EX_USAGE;
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = work(config, &health, &stop) => ended,
+        () = endpoint.serve() => unreachable!("the endpoint serves until it is dropped"),
+        () = signals::second(&stop) => return 1,
+    };
+    match ended {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(%error, "the worker ended");
+            error.exit_code()
+        }
+    }
+}
+
+async fn work(config: Config, health: &Health, stop: &CancellationToken) -> Result<(), ServeError> {
+    let Some(broker) = connect(&config.queue, stop).await.map_err(ServeError::Broker)? else { return Ok(()) };
+    let ended = serve(config, &broker, health.clone(), stop.clone()).await;
+    broker.close().await;
+    ended
+}

@@ -1,0 +1,281 @@
+//! The last stage: publishes replies, waits for the confirm, then settles. The only stage that settles leases.
+//!
+//! In: [`Outbound`]s. Out: nothing; every lease has been settled when it ends. One flight a route is in the air; what
+//! comes for that route meanwhile waits for the next, so confirms are shared. It never acks before the confirm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use inferq_shared::backoff::Backoff;
+use inferq_shared::broker::{Attributes, BrokerError, Message, Publisher};
+use inferq_shared::job::{VERSION, attribute};
+use inferq_shared::telemetry;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::offload::Offload;
+use crate::ticket::{Answered, Outbound};
+
+/// The stage.
+pub struct Outbox<P> {
+    /// Where replies are published.
+    pub publisher: P,
+    /// What leaves the line.
+    pub outbound: mpsc::Receiver<Outbound>,
+    /// How many flights are kept back by a broken dependency.
+    pub outage: watch::Sender<usize>,
+    /// Stop working.
+    pub working: CancellationToken,
+    /// How long a job may be held for its reply's sake.
+    pub lease_max: Duration,
+    /// Where replies are encoded.
+    pub offload: Offload,
+    /// The time.
+    pub clock: Clock,
+    /// Jitter.
+    pub seed: u64,
+}
+
+/// Replies of one flight.
+const FLIGHT_REPLIES_MAX: usize = 256;
+/// How long a full route is waited for before its jobs are given back for somebody else's turn.
+const FULL_ROUTE_WAIT: Duration = Duration::from_secs(30);
+
+/// What has come back: a flight of this route, or the settling of something else.
+type Landed = Option<String>;
+
+impl<P: Publisher> Outbox<P> {
+    /// Settles until the channel ends and every flight has landed.
+    pub async fn run(mut self) {
+        let mut waiting: BTreeMap<String, Vec<Answered>> = BTreeMap::new();
+        let mut flying: BTreeSet<String> = BTreeSet::new();
+        let mut flights: FuturesUnordered<BoxFuture<'static, Landed>> = FuturesUnordered::new();
+        let mut open = true;
+        while open || !flights.is_empty() {
+            tokio::select! {
+                biased;
+                Some(landed) = flights.next(), if !flights.is_empty() => {
+                    if let Some(route) = landed { flying.remove(&route); }
+                }
+                next = self.outbound.recv(), if open => match next {
+                    Some(outbound) => self.take(outbound, &mut waiting, &flights),
+                    None => open = false,
+                },
+            }
+            while let Ok(outbound) = self.outbound.try_recv() {
+                self.take(outbound, &mut waiting, &flights);
+            }
+            self.launch(&mut waiting, &mut flying, &flights);
+        }
+    }
+
+    fn take(
+        &self,
+        outbound: Outbound,
+        waiting: &mut BTreeMap<String, Vec<Answered>>,
+        flights: &FuturesUnordered<BoxFuture<'static, Landed>>,
+    ) {
+        match outbound {
+            Outbound::Reply(answered) => waiting.entry(answered.route.clone()).or_default().push(*answered),
+            Outbound::Release { lease, hold, after } => flights.push(Box::pin(async move {
+                if crate::mutant::active("release_spends_attempt") {
+                    drop(lease);
+                } else {
+                    telemetry::settled("release", lease.release(after).await);
+                }
+                drop(hold);
+                None
+            })),
+            Outbound::Dead { lease, hold, reason } => flights.push(Box::pin(async move {
+                let word = reason.split(':').next().unwrap_or_default().to_owned();
+                telemetry::dead_lettered(&word);
+                telemetry::settled("dead_letter", lease.dead_letter(reason).await);
+                drop(hold);
+                None
+            })),
+        }
+    }
+
+    fn launch(
+        &mut self,
+        waiting: &mut BTreeMap<String, Vec<Answered>>,
+        flying: &mut BTreeSet<String>,
+        flights: &FuturesUnordered<BoxFuture<'static, Landed>>,
+    ) {
+        let ready: Vec<String> = waiting.keys().filter(|route| !flying.contains(*route)).cloned().collect();
+        for route in ready {
+            let replies = waiting.get_mut(&route).expect("the route was just listed");
+            let later = replies.split_off(replies.len().min(FLIGHT_REPLIES_MAX));
+            let now = std::mem::replace(replies, later);
+            if replies.is_empty() {
+                waiting.remove(&route);
+            }
+            self.seed = self.seed.wrapping_add(1);
+            flying.insert(route.clone());
+            flights.push(Box::pin(self.flight(route).fly(now)));
+        }
+    }
+
+    fn flight(&self, route: String) -> Flight<P> {
+        Flight {
+            route,
+            publisher: self.publisher.clone(),
+            outage: self.outage.clone(),
+            working: self.working.clone(),
+            lease_max: self.lease_max,
+            offload: self.offload,
+            clock: self.clock,
+            rng: StdRng::seed_from_u64(self.seed),
+        }
+    }
+}
+
+/// Replies on their way to one route.
+struct Flight<P> {
+    route: String,
+    publisher: P,
+    outage: watch::Sender<usize>,
+    working: CancellationToken,
+    lease_max: Duration,
+    offload: Offload,
+    clock: Clock,
+    rng: StdRng,
+}
+
+/// How a flight ended.
+enum Landing {
+    Confirmed,
+    Released(Duration),
+    Undeliverable(BrokerError),
+}
+
+impl<P: Publisher> Flight<P> {
+    async fn fly(mut self, answered: Vec<Answered>) -> Landed {
+        let (answered, messages) = self.offload.run(move || encode(answered)).await;
+        let landing = self.publish(&answered, messages.clone()).await;
+        match landing {
+            // Which of them is refused can only be told one by one.
+            Landing::Undeliverable(BrokerError::Refused(_)) if answered.len() > 1 => {
+                for (one, message) in answered.into_iter().zip(messages) {
+                    let one = vec![one];
+                    let landing = self.publish(&one, vec![message]).await;
+                    settle(one, landing, &self.route).await;
+                }
+            }
+            landing => settle(answered, landing, &self.route).await,
+        }
+        Some(self.route)
+    }
+
+    /// Publishes until confirmed, refused, or held too long.
+    async fn publish(&mut self, answered: &[Answered], messages: Vec<Message>) -> Landing {
+        let since = self.clock.now();
+        let held_since = answered.iter().map(|one| one.at).min().unwrap_or(since);
+        let mut outage = None;
+        let mut failures = 0;
+        loop {
+            let working = self.working.clone();
+            let published = tokio::select! {
+                biased;
+                () = working.cancelled() => return Landing::Released(Duration::ZERO),
+                published = self.publisher.publish(&self.route, messages.clone()) => published,
+            };
+            let error = match published {
+                Ok(()) => return Landing::Confirmed,
+                Err(_) if crate::mutant::active("lost_confirm_is_success") => return Landing::Confirmed,
+                Err(error) if error.is_transient() => error,
+                Err(BrokerError::Closed) => return Landing::Released(Duration::ZERO),
+                Err(error) => return Landing::Undeliverable(error),
+            };
+            telemetry::broker_failed("publish", &error);
+            if self.clock.now().saturating_duration_since(held_since) >= self.lease_max {
+                return Landing::Released(Duration::ZERO);
+            }
+            match error {
+                BrokerError::Full(_) if self.clock.now().saturating_duration_since(since) >= FULL_ROUTE_WAIT => {
+                    return Landing::Released(FULL_ROUTE_WAIT);
+                }
+                BrokerError::Full(_) => {}
+                _ => {
+                    outage.get_or_insert_with(|| Outage::begin(self.outage.clone()));
+                }
+            }
+            let wait = Backoff::BROKER.delay(failures, &mut self.rng);
+            failures += 1;
+            tokio::select! {
+                biased;
+                () = working.cancelled() => return Landing::Released(Duration::ZERO),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
+    let settlements = answered.into_iter().map(|answered| {
+        let Answered { reply, lease, hold, at, .. } = answered;
+        let landing = &landing;
+        async move {
+            match landing {
+                Landing::Confirmed => {
+                    telemetry::job_done(&reply, at);
+                    telemetry::settled("ack", lease.ack().await);
+                }
+                Landing::Released(after) => telemetry::settled("release", lease.release(*after).await),
+                Landing::Undeliverable(error) => {
+                    telemetry::dead_lettered("reply_undeliverable");
+                    let reason = format!("reply_undeliverable: {error} (route {route})");
+                    telemetry::settled("dead_letter", lease.dead_letter(reason).await);
+                }
+            }
+            drop(hold);
+        }
+    });
+    join_all(settlements).await;
+}
+
+fn encode(answered: Vec<Answered>) -> (Vec<Answered>, Vec<Message>) {
+    let messages = answered.iter().map(message).collect();
+    (answered, messages)
+}
+
+fn message(answered: &Answered) -> Message {
+    let reply = &answered.reply;
+    let mut attributes = Attributes::from([
+        (attribute::CONTENT_TYPE.to_owned(), "application/json".to_owned()),
+        (attribute::VERSION.to_owned(), VERSION.to_string()),
+        (attribute::JOB_ID.to_owned(), reply.id.to_string()),
+        (attribute::STATUS.to_owned(), reply.status.as_str().to_owned()),
+        (attribute::ITEMS.to_owned(), reply.usage.items.to_string()),
+        (attribute::TOKENS.to_owned(), reply.usage.tokens.to_string()),
+    ]);
+    let optional = [(attribute::TRACEPARENT, &answered.traceparent), (attribute::SUBMISSION, &answered.submission)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            attributes.insert(name.to_owned(), value.clone());
+        }
+    }
+    Message { body: Bytes::from(reply.encode()), attributes }
+}
+
+/// Counted among the flights in trouble while it lives.
+struct Outage(watch::Sender<usize>);
+
+impl Outage {
+    fn begin(flights: watch::Sender<usize>) -> Self {
+        flights.send_modify(|flights| *flights += 1);
+        Self(flights)
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        self.0.send_modify(|flights| *flights -= 1);
+    }
+}

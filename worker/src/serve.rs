@@ -1,0 +1,186 @@
+//! From a checked configuration to a drained worker: load, warm, check, connect, run the line.
+//!
+//! In: a [`Config`], a connected broker, the state shown to the outside. Out: `Ok` once drained. It takes no job before
+//! the model is loaded, warm and checked.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use inferq_shared::backoff::Backoff;
+use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions};
+use inferq_shared::telemetry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::{Config, ModelSource};
+use crate::dispatch::DeviceLost;
+use crate::engine::{Engine, EngineError, Loaded, burn, echo};
+use crate::health::{Health, State};
+use crate::in_flight::InFlight;
+use crate::offload::Offload;
+use crate::pipeline::{self, Parts, PipelineError};
+use crate::replica::{Host, Replica};
+
+/// Why a worker ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The model can't be loaded as configured.
+    #[error("failed to load the model: {0}")]
+    Load(#[from] burn::LoadError),
+    /// The model does not run as it should.
+    #[error("failed to warm up the model: {0}")]
+    Warm(EngineError),
+    /// The broker refuses for good.
+    #[error("failed to use the queue: {0}")]
+    Broker(BrokerError),
+    /// The jobs queue is not there.
+    #[error("no queue named {name}: make it with `inferq setup --queue {url}`")]
+    NoQueue {
+        /// The queue's name.
+        name: String,
+        /// Where it was looked for.
+        url: BrokerUrl,
+    },
+    /// The device is lost in use.
+    #[error("{0}")]
+    Device(DeviceLost),
+}
+
+impl ServeError {
+    /// The process's exit code; see docs/operations.md.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Load(_) | Self::Broker(_) | Self::NoQueue { .. } => 64,
+            Self::Warm(_) | Self::Device(_) => 70,
+        }
+    }
+}
+
+impl From<PipelineError> for ServeError {
+    fn from(error: PipelineError) -> Self {
+        match error {
+            PipelineError::Broker(error) => Self::Broker(error),
+            PipelineError::Device(error) => Self::Device(error),
+        }
+    }
+}
+
+/// Connects to a broker, trying for ever while it is out of reach. `None`: stop was asked first.
+///
+/// # Errors
+/// When the broker refuses for good.
+pub async fn connect(url: &BrokerUrl, stop: &CancellationToken) -> Result<Option<Broker>, BrokerError> {
+    let mut failures = 0;
+    loop {
+        match Broker::connect(url).await {
+            Ok(broker) => return Ok(Some(broker)),
+            Err(error) if error.is_transient() => telemetry::broker_failed("connect", &error),
+            Err(error) => return Err(error),
+        }
+        let wait = Backoff::BROKER.delay(failures, &mut rand::rng());
+        failures += 1;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Loads the model, then takes jobs until `stop` is asked and everything is settled.
+///
+/// # Errors
+/// When the model does not load or run, the broker refuses for good, or the device is lost.
+pub async fn serve(config: Config, broker: &Broker, health: Health, stop: CancellationToken) -> Result<(), ServeError> {
+    let Some(loaded) = load(&config, &health, &stop).await? else { return Ok(()) };
+    let (renew, renewing) = watch::channel(true);
+    let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
+    let consumer = broker.consumer(&config.queue.queues.jobs, options).await.map_err(|error| match error {
+        BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
+        error => ServeError::Broker(error),
+    })?;
+    let in_flight = InFlight::new(config.settings.bounds);
+    health.ready(in_flight.clone());
+    tracing::info!(queue = %config.queue, "ready");
+    let parts = Parts {
+        settings: config.settings,
+        consumer,
+        publisher: broker.publisher(),
+        replicas: loaded.engines.into_iter().map(|engine| Replica { engine, host: Host::Thread }).collect(),
+        tokenizer: Arc::new(loaded.tokenizer),
+        info: Arc::new(loaded.info),
+        worker: config.worker,
+        renew,
+        in_flight,
+        health: health.clone(),
+        offload: Offload::Threads,
+        clock: Clock::real(),
+    };
+    let ended = pipeline::run(parts, stop).await;
+    health.stopped();
+    Ok(ended?)
+}
+
+/// Loads, warms and checks. `None`: stop was asked first.
+async fn load(config: &Config, health: &Health, stop: &CancellationToken) -> Result<Option<Loaded>, ServeError> {
+    health.enter(State::Loading);
+    let started = Instant::now();
+    let source = (config.model.clone(), config.replicas, config.replica_threads, config.model_name.clone());
+    let loading = Offload::Threads.run(move || load_model(source));
+    let loaded = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(None),
+        loaded = loading => loaded?,
+    };
+    let Loaded { engines, tokenizer, info } = loaded;
+    tracing::info!(
+        model = info.name,
+        revision = info.revision,
+        device = info.device,
+        duration_ms = started.elapsed().as_millis() as u64,
+        "model loaded"
+    );
+    health.model(&info);
+    health.enter(State::Warming);
+    let started = Instant::now();
+    let warming = Offload::Threads.run(move || warm(engines));
+    let engines = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(None),
+        engines = warming => engines.map_err(ServeError::Warm)?,
+    };
+    tracing::info!(duration_ms = started.elapsed().as_millis() as u64, "model warm and checked");
+    Ok(Some(Loaded { engines, tokenizer, info }))
+}
+
+fn load_model(source: (ModelSource, NonZeroUsize, NonZeroUsize, Option<String>)) -> Result<Loaded, burn::LoadError> {
+    let (model, replicas, threads, name) = source;
+    match model {
+        ModelSource::Echo(options) => Ok(echo::load(options, replicas.get(), name)),
+        ModelSource::Burn { directory, device } => {
+            burn::load(&burn::LoadOptions { directory, name, device, replicas, threads, kernels: burn::Kernels::Own })
+        }
+    }
+}
+
+/// Warms all replicas at once, as they will run.
+fn warm(engines: Vec<Box<dyn Engine>>) -> Result<Vec<Box<dyn Engine>>, EngineError> {
+    std::thread::scope(|scope| {
+        let warming: Vec<_> = engines
+            .into_iter()
+            .map(|mut engine| {
+                scope.spawn(move || {
+                    engine.warm_up()?;
+                    engine.check()?;
+                    Ok(engine)
+                })
+            })
+            .collect();
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+            Ok(engine) => engine,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        warming.into_iter().map(joined).collect()
+    })
+}
