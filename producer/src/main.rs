@@ -10,9 +10,6 @@ use inferq_producer::{collect, help, run, setup, status, submit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Submits inference jobs to a queue, collects their replies, or does it all in one process.
 #[derive(Parser)]
 #[command(name = "inferq", version, after_help = help::MAIN, max_term_width = 100)]

@@ -144,8 +144,13 @@ fn describe() {
 impl Telemetry {
     /// The metrics in Prometheus's text format.
     pub fn render(&self) -> String {
-        self.metrics.run_upkeep();
+        self.upkeep();
         self.metrics.render()
+    }
+
+    /// Folds what was measured since the last call into its histograms; until then samples are kept singly.
+    pub fn upkeep(&self) {
+        self.metrics.run_upkeep();
     }
 }
 

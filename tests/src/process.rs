@@ -14,8 +14,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The path of one of the workspace's binaries, built beside the running test.
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running test knows its file");
-    let folder = test.ancestors().nth(2).expect("tests lie in the target folder's deps");
+    let program = std::env::current_exe().expect("a running program knows its file");
+    let beside = program.parent().expect("a program lies in a folder");
+    // A test lies one folder deeper than a benchmark.
+    let folder = if beside.ends_with("deps") { beside.parent().expect("deps lies in a folder") } else { beside };
     let path = folder.join(name);
     assert!(path.exists(), "{} is missing: build it with `cargo build --release --workspace`", path.display());
     path

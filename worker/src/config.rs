@@ -86,7 +86,7 @@ pub struct Args {
     #[arg(long, env = "INFERQ_MAX_BATCH_ITEMS", value_name = "N", default_value_t = 256)]
     pub max_batch_items: usize,
     /// Jobs between receiving and settling
-    #[arg(long, env = "INFERQ_IN_FLIGHT_JOBS", value_name = "N", default_value_t = 2048)]
+    #[arg(long, env = "INFERQ_IN_FLIGHT_JOBS", value_name = "N", default_value_t = 512)]
     pub in_flight_jobs: usize,
     /// Bytes of job bodies between receiving and settling
     #[arg(long, env = "INFERQ_IN_FLIGHT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]

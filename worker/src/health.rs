@@ -194,6 +194,14 @@ impl Health {
         self.shown.send_modify(|shown| shown.stuck = stuck);
     }
 
+    /// Folds what was measured since the last call into its histograms. Samples are kept singly until then, so this must
+    /// be called every second or so, whether somebody reads the metrics or not.
+    pub fn upkeep(&self) {
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.upkeep();
+        }
+    }
+
     /// Binds the endpoint.
     ///
     /// # Errors

@@ -10,9 +10,6 @@ use inferq_worker::serve::{ServeError, connect, serve};
 use inferq_worker::signals;
 use tokio_util::sync::CancellationToken;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Usage or configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
 

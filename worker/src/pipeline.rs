@@ -101,6 +101,8 @@ pub enum PipelineError {
 
 /// Pulls handed to a stage ahead of it.
 const AHEAD: usize = 2;
+/// How often samples are folded into their histograms.
+const UPKEEP: Duration = Duration::from_millis(500);
 /// Jobs on their way to the outbox beyond what it holds.
 const OUTBOUND: usize = 1024;
 
@@ -141,12 +143,17 @@ async fn supervise(
         std::future::pending::<()>().await;
     };
     tokio::pin!(drain);
+    let mut upkeep = tokio::time::interval(UPKEEP);
     let mut ended = Ok(());
     loop {
         let joined = tokio::select! {
             biased;
             joined = stages.join_next() => joined,
             () = &mut drain => continue,
+            _ = upkeep.tick() => {
+                health.upkeep();
+                continue;
+            }
         };
         match joined {
             None => return ended,

@@ -18,9 +18,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// (tokens an item, items a batch).
 const SHAPES: [(usize, usize); 8] = [(16, 1), (16, 32), (64, 1), (64, 32), (128, 1), (128, 8), (128, 32), (256, 8)];
 

@@ -112,7 +112,7 @@ fn settle_in(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(
         // FULL: a commit returns after the log is synced. Checkpoints are ours to time, after the answers.
         "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;
-         PRAGMA foreign_keys = OFF; PRAGMA cache_size = -16384; PRAGMA journal_size_limit = 67108864",
+         PRAGMA foreign_keys = OFF; PRAGMA cache_size = -4096; PRAGMA journal_size_limit = 67108864",
     )?;
     db.set_prepared_statement_cache_capacity(64);
     Ok(())
