@@ -11,6 +11,7 @@ use inferq_shared::broker::memory::{End, Event};
 use inferq_shared::broker::{Message, Verdict};
 use inferq_shared::job::attribute;
 use inferq_shared::reply::Reply;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::world::engine::Outcome;
@@ -89,20 +90,33 @@ pub enum What {
 #[derive(Debug, Clone)]
 pub struct History {
     entries: Arc<Mutex<Vec<Entry>>>,
+    overflow: Arc<Notify>,
     start: Instant,
 }
+
+/// Entries of a world that goes round in circles: many times what any world needs.
+const ENTRIES_MAX: usize = 20_000;
 
 impl History {
     /// An empty record that begins now.
     #[expect(clippy::new_without_default, reason = "it reads the clock")]
     pub fn new() -> Self {
-        Self { entries: Arc::default(), start: Instant::now() }
+        Self { entries: Arc::default(), overflow: Arc::default(), start: Instant::now() }
     }
 
     /// Adds what just happened.
     pub fn record(&self, what: What) {
         let entry = Entry { at: self.start.elapsed(), what };
-        self.entries.lock().expect("nothing panics while it holds the record").push(entry);
+        let mut entries = self.entries.lock().expect("nothing panics while it holds the record");
+        entries.push(entry);
+        if entries.len() == ENTRIES_MAX {
+            self.overflow.notify_one();
+        }
+    }
+
+    /// Returns when there is far more than a sound world records.
+    pub async fn overflows(&self) {
+        self.overflow.notified().await;
     }
 
     /// Everything so far.

@@ -122,6 +122,7 @@ impl<'a> World<'a> {
             biased;
             () = async { tokio::join!(story, workers); } => {}
             () = collecting => {}
+            () = self.history.overflows() => self.history.record(What::OutOfPatience),
         }
         self.history
     }

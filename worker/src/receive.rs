@@ -164,22 +164,29 @@ impl<C: Consumer> Receive<C> {
 
     /// Runs one group of suspects with nothing else in the process.
     async fn isolate(&mut self, received: Vec<Received>) -> Result<(), Stopped> {
+        let in_flight = self.in_flight.clone();
+        if in_flight.counts().jobs > received.len() {
+            // The others run to their end first. One of them may be a killer too, and a suspect that was held meanwhile
+            // could lose its last attempt by it; so it waits in the queue.
+            self.release(received).await?;
+            return or_stopped(&self.stop, in_flight.down_to(0)).await;
+        }
         let (group, rest) = choose_group(received, self.attempts_max);
         tracing::info!(jobs = group.len(), "suspects run apart");
-        self.mode.send_replace(Mode::Clearing);
-        for job in rest {
-            self.outbound.send(job.release(Duration::ZERO)).await.map_err(|_| Stopped)?;
-        }
-        let in_flight = self.in_flight.clone();
+        self.release(rest).await?;
         if or_stopped(&self.stop, in_flight.down_to(group.len())).await.is_err() {
-            for job in group {
-                self.outbound.send(job.release(Duration::ZERO)).await.map_err(|_| Stopped)?;
-            }
+            self.release(group).await?;
             return Err(Stopped);
         }
-        self.mode.send_replace(Mode::Open);
         self.received.send(group).await.map_err(|_| Stopped)?;
         or_stopped(&self.stop, in_flight.down_to(0)).await
+    }
+
+    async fn release(&mut self, jobs: Vec<Received>) -> Result<(), Stopped> {
+        for job in jobs {
+            self.outbound.send(job.release(Duration::ZERO)).await.map_err(|_| Stopped)?;
+        }
+        Ok(())
     }
 }
 

@@ -209,12 +209,13 @@ impl MemoryBroker {
     pub async fn close(self) {
         self.link.stop.cancel();
         let settler = self.link.settler.lock().expect("nothing panics while it holds the handle").take();
-        if let Some(settler) = settler {
-            // A settler that was killed in the middle of a call never comes back.
-            if self.link.dead.is_cancelled() {
-                settler.abort();
+        if let Some(mut settler) = settler {
+            tokio::select! {
+                biased;
+                _ = &mut settler => {}
+                // A settler that is killed in the middle of a call never comes back.
+                () = self.link.dead.cancelled() => settler.abort(),
             }
-            let _ = settler.await;
         }
         self.link.shared.change(|store, now| store.end_link(self.link.id, now));
     }
