@@ -7,8 +7,24 @@ use inferq_worker::mutant;
 const SEEDS: u64 = 500;
 
 /// What is planted, by the name at its place in the worker.
-const MUTANTS: [&str; 5] =
-    ["no_isolation", "release_spends_attempt", "lost_confirm_is_success", "drop_on_stop", "no_bisect"];
+const MUTANTS: [&str; 16] = [
+    "ack_before_confirm",
+    "answers_swapped",
+    "attempts_unlimited",
+    "bounds_ignored",
+    "drain_without_end",
+    "drop_on_stop",
+    "full_is_refused",
+    "groups_never_shrink",
+    "lost_confirm_is_success",
+    "lost_device_spends_all",
+    "lost_device_spends_nothing",
+    "no_bisect",
+    "no_isolation",
+    "pull_after_stop",
+    "release_spends_attempt",
+    "routes_mixed_up",
+];
 
 #[test]
 fn every_planted_fault_is_found() {

@@ -195,7 +195,8 @@ impl Desk {
         self.mode = mode;
         if mode == Mode::Clearing {
             for key in self.batcher.take_unstarted() {
-                self.open.remove(&key).into_iter().for_each(|open| self.outgoing.push(open.release()));
+                let open = self.open.remove(&key).filter(|_| !crate::mutant::active("drop_on_stop"));
+                self.outgoing.extend(open.map(Open::release));
             }
         }
     }
@@ -239,7 +240,10 @@ impl Desk {
         lane.busy_since = (lane.batches > 0).then_some(now);
         self.tally.add(&ran);
         match ran.outcome {
-            Ok(answers) => {
+            Ok(mut answers) => {
+                if crate::mutant::active("answers_swapped") {
+                    answers.reverse();
+                }
                 for (row, answer) in ran.batch.rows().iter().zip(answers) {
                     let run = Run { waited: ran.started.saturating_duration_since(row.waited_since), engine: ran.took };
                     for member in &row.members {
@@ -262,6 +266,12 @@ impl Desk {
 
     /// Drops the jobs of the batch that the device was lost on: one of them may be the cause.
     fn lose(&mut self, batch: &Batch) {
+        if crate::mutant::active("lost_device_spends_nothing") {
+            return;
+        }
+        if crate::mutant::active("lost_device_spends_all") {
+            self.open.clear();
+        }
         for member in batch.rows().iter().flat_map(|row| &row.members) {
             self.open.remove(&member.job);
         }

@@ -4,7 +4,7 @@
 //! comes for that route meanwhile waits for the next, so confirms are shared. It never acks before the confirm.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
@@ -131,6 +131,7 @@ impl<P: Publisher> Outbox<P> {
             lease_max: self.lease_max,
             offload: self.offload,
             clock: self.clock,
+            since: self.clock.now(),
             rng: StdRng::seed_from_u64(self.seed),
         }
     }
@@ -145,6 +146,7 @@ struct Flight<P> {
     lease_max: Duration,
     offload: Offload,
     clock: Clock,
+    since: Instant,
     rng: StdRng,
 }
 
@@ -153,30 +155,42 @@ enum Landing {
     Confirmed,
     Released(Duration),
     Undeliverable(BrokerError),
+    NoRoom,
+}
+
+impl Landing {
+    /// Whether it says nothing of each reply by itself.
+    fn is_of_all(&self) -> bool {
+        matches!(self, Self::NoRoom | Self::Undeliverable(BrokerError::Refused(_)))
+    }
 }
 
 impl<P: Publisher> Flight<P> {
     async fn fly(mut self, answered: Vec<Answered>) -> Landed {
         let (answered, messages) = self.offload.run(move || encode(answered)).await;
-        let landing = self.publish(&answered, messages.clone()).await;
-        match landing {
-            // Which of them is refused can only be told one by one.
-            Landing::Undeliverable(BrokerError::Refused(_)) if answered.len() > 1 => {
-                for (one, message) in answered.into_iter().zip(messages) {
-                    let one = vec![one];
-                    let landing = self.publish(&one, vec![message]).await;
-                    settle(one, landing, &self.route).await;
-                }
+        if crate::mutant::active("ack_before_confirm") {
+            settle(answered, Landing::Confirmed, &self.route).await;
+            let _ = self.publish(&[], messages).await;
+            return Some(self.route);
+        }
+        let mut pieces = vec![(answered, messages)];
+        while let Some((mut answered, mut messages)) = pieces.pop() {
+            let landing = self.publish(&answered, messages.clone()).await;
+            if answered.len() > 1 && landing.is_of_all() {
+                // Which of them is refused, or how many there is room for, can only be told by trying fewer.
+                let half = answered.len() / 2;
+                pieces.push((answered.split_off(half), messages.split_off(half)));
+                pieces.push((answered, messages));
+            } else {
+                settle(answered, landing, &self.route).await;
             }
-            landing => settle(answered, landing, &self.route).await,
         }
         Some(self.route)
     }
 
-    /// Publishes until confirmed, refused, or held too long.
+    /// Publishes until confirmed, refused, or held too long. A full route is waited for only with one reply in hand.
     async fn publish(&mut self, answered: &[Answered], messages: Vec<Message>) -> Landing {
-        let since = self.clock.now();
-        let held_since = answered.iter().map(|one| one.at).min().unwrap_or(since);
+        let held_since = answered.iter().map(|one| one.at).min().unwrap_or(self.since);
         let mut outage = None;
         let mut failures = 0;
         loop {
@@ -189,6 +203,9 @@ impl<P: Publisher> Flight<P> {
             let error = match published {
                 Ok(()) => return Landing::Confirmed,
                 Err(_) if crate::mutant::active("lost_confirm_is_success") => return Landing::Confirmed,
+                Err(error @ BrokerError::Full(_)) if crate::mutant::active("full_is_refused") => {
+                    return Landing::Undeliverable(error);
+                }
                 Err(error) if error.is_transient() => error,
                 Err(BrokerError::Closed) => return Landing::Released(Duration::ZERO),
                 Err(error) => return Landing::Undeliverable(error),
@@ -198,7 +215,8 @@ impl<P: Publisher> Flight<P> {
                 return Landing::Released(Duration::ZERO);
             }
             match error {
-                BrokerError::Full(_) if self.clock.now().saturating_duration_since(since) >= FULL_ROUTE_WAIT => {
+                BrokerError::Full(_) if answered.len() > 1 => return Landing::NoRoom,
+                BrokerError::Full(_) if self.clock.now().saturating_duration_since(self.since) >= FULL_ROUTE_WAIT => {
                     return Landing::Released(FULL_ROUTE_WAIT);
                 }
                 BrokerError::Full(_) => {}
@@ -228,6 +246,7 @@ async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
                     telemetry::settled("ack", lease.ack().await);
                 }
                 Landing::Released(after) => telemetry::settled("release", lease.release(*after).await),
+                Landing::NoRoom => telemetry::settled("release", lease.release(FULL_ROUTE_WAIT).await),
                 Landing::Undeliverable(error) => {
                     telemetry::dead_lettered("reply_undeliverable");
                     let reason = format!("reply_undeliverable: {error} (route {route})");

@@ -139,7 +139,9 @@ async fn supervise(
         stop.cancelled().await;
         health.draining();
         tokio::time::sleep(drain_limit).await;
-        working.cancel();
+        if !crate::mutant::active("drain_without_end") {
+            working.cancel();
+        }
         std::future::pending::<()>().await;
     };
     tokio::pin!(drain);

@@ -80,7 +80,7 @@ impl<C: Consumer> Receive<C> {
             let stop = self.stop.clone();
             let pulled = tokio::select! {
                 biased;
-                () = stop.cancelled() => break Ok(()),
+                () = stop.cancelled(), if !crate::mutant::active("pull_after_stop") => break Ok(()),
                 pulled = self.consumer.receive(pull) => pulled,
             };
             match pulled {
@@ -219,5 +219,8 @@ fn choose_group(received: Vec<Received>, attempts_max: u32) -> (Vec<Received>, V
 
 fn group_max(attempt: u32, attempts_max: u32) -> usize {
     let halvings = (attempt - SUSPECT_ATTEMPT).max(2u32.saturating_sub(attempts_max - attempt));
+    if crate::mutant::active("groups_never_shrink") {
+        return GROUP_MAX.get();
+    }
     GROUP_MAX.get() >> halvings.min(2)
 }

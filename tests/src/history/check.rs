@@ -14,7 +14,7 @@ use inferq_shared::reply::{Reply, Status};
 use super::{Entry, What};
 use crate::world::engine::{Outcome, embedding, tokens};
 use crate::world::queues;
-use crate::world::scenario::{EngineFault, Fate, KILLER, Kind, POISON, PlannedJob, SLOW, Scenario, Trouble, has};
+use crate::world::scenario::{EngineFault, Fate, Kind, POISON, PlannedJob, SLOW, Scenario, Trouble, has};
 
 /// The attempt from which on a job is a suspect.
 const SUSPECT_ATTEMPT: u32 = 3;
@@ -248,7 +248,7 @@ impl Checker<'_> {
             End::Expired if !self.may_expire(token) => {
                 self.breach(format!("process {link} lets lease {token} of job {number} expire"));
             }
-            End::Disconnected if self.process(link).clean && !self.leases[&token].orphan => {
+            End::Disconnected if self.process(link).clean && !self.leases[&token].orphan && !self.may_break() => {
                 self.breach(format!("process {link} ended and kept lease {token} of job {number}"));
             }
             _ => {}
@@ -283,6 +283,11 @@ impl Checker<'_> {
         let slow = self.scenario.jobs.iter().any(|job| job.has(SLOW));
         let stalls = self.scenario.planned().any(|planned| matches!(planned.fault, Fault::Stall(_)));
         lease.orphan || aged || slow || stalls
+    }
+
+    /// Whether a process's last settlements may meet a broken connection.
+    fn may_break(&self) -> bool {
+        self.scenario.planned().any(|planned| matches!(planned.fault, Fault::Disconnect(_)))
     }
 
     fn see_out_of_grace(&mut self, link: u64) {
@@ -405,7 +410,7 @@ impl Checker<'_> {
         if losses < attempts_max || reply.attempt <= attempts_max {
             return Some(format!("exhausted at attempt {} after {losses} losses", reply.attempt));
         }
-        (self.only_killers_kill() && !job.has(KILLER))
+        (self.only_killers_kill() && !job.is_deadly())
             .then(|| "an innocent of a killer's crash is exhausted".to_owned())
     }
 
@@ -479,8 +484,8 @@ impl Checker<'_> {
         match (best, self.dead.contains_key(&number)) {
             (None, false) => self.breach(format!("job {number} has neither reply nor dead letter")),
             (Some(_), true) if !refusals => self.breach(format!("job {number} has both reply and dead letter")),
-            (Some(Status::Succeeded | Status::Partial), _) if job.has(KILLER) => {
-                self.breach(format!("job {number} kills its process and succeeds"));
+            (Some(Status::Succeeded | Status::Partial), _) if job.is_deadly() => {
+                self.breach(format!("job {number} ends every process and succeeds"));
             }
             (Some(Status::Succeeded), _) if job.has(POISON) => {
                 self.breach(format!("job {number} succeeds with poison"))
@@ -495,7 +500,7 @@ impl Checker<'_> {
     /// Where nothing disturbs it, a good job succeeds, all but its poisoned items.
     fn needless_failure(&self, job: &PlannedJob, best: Option<Status>) -> Option<String> {
         let undisturbed = self.only_killers_kill() && self.scenario.engine_faults().is_empty();
-        let good = job.kind == Kind::Good && job.deadline.is_none() && !job.has(KILLER);
+        let good = job.kind == Kind::Good && job.deadline.is_none() && !job.is_deadly();
         let whole = job.texts.iter().all(|text| !has(text, POISON));
         let expected = if whole { Status::Succeeded } else { Status::Partial };
         let fine = best == Some(expected) || (!whole && job.texts.len() == 1 && best == Some(Status::Failed));

@@ -12,7 +12,7 @@ use inferq_shared::broker::memory::MemoryBroker;
 use inferq_shared::job::Input;
 use inferq_worker::engine::{Answer, Engine, EngineError, ModelInfo, Tokens};
 
-use super::scenario::{EngineFault, KILLER, POISON, Scenario};
+use super::scenario::{EngineFault, KILLER, LOSER, POISON, Scenario};
 use crate::history::{History, What};
 
 /// Numbers in an embedding.
@@ -100,6 +100,7 @@ impl Scripted {
         let any = |word: &str| rows.iter().any(|row| row.split(' ').any(|other| other == word));
         match self.script.faults.get(&run) {
             _ if any(KILLER) => Outcome::Died,
+            _ if any(LOSER) => Outcome::DeviceLost,
             Some(EngineFault::Die) => Outcome::Died,
             Some(EngineFault::LoseDevice) => Outcome::DeviceLost,
             Some(EngineFault::Short) => Outcome::Short,

@@ -23,6 +23,8 @@ use super::queues;
 
 /// An item with this word kills its process.
 pub const KILLER: &str = "killer";
+/// An item with this word makes its engine lose the device.
+pub const LOSER: &str = "loser";
 /// An item with this word makes its batch fail.
 pub const POISON: &str = "poison";
 /// An item with this word takes longer than the watchdog allows.
@@ -296,16 +298,16 @@ fn jobs(rng: &mut StdRng, weather: Weather) -> Vec<PlannedJob> {
     };
     for _ in 0..killers {
         let job = rng.random_range(0..count);
-        jobs[job].infect(rng, KILLER);
+        jobs[job].infect(*[KILLER, KILLER, LOSER].choose(rng).expect("there are three"));
     }
     let slow = weather == Weather::Processes && rng.random_bool(0.2);
     if slow {
         let job = rng.random_range(0..count);
-        jobs[job].infect(rng, SLOW);
+        jobs[job].infect(SLOW);
     }
     for _ in 0..rng.random_range(0..=3) {
         let job = rng.random_range(0..count);
-        jobs[job].infect(rng, POISON);
+        jobs[job].infect(POISON);
     }
     jobs
 }
@@ -335,17 +337,21 @@ impl PlannedJob {
         }
     }
 
-    fn infect(&mut self, rng: &mut StdRng, word: &str) {
-        if self.has(KILLER) || self.kind != Kind::Good {
+    fn infect(&mut self, word: &str) {
+        if self.is_deadly() || self.kind != Kind::Good {
             return;
         }
-        if word == KILLER {
+        if [KILLER, LOSER].contains(&word) {
             self.deadline = None;
         }
         // The first item is the one that no other job has.
-        let _ = rng;
         self.texts[0].push(' ');
         self.texts[0].push_str(word);
+    }
+
+    /// Whether it ends every process that runs it.
+    pub fn is_deadly(&self) -> bool {
+        self.has(KILLER) || self.has(LOSER)
     }
 
     /// Whether one of its items has this word.
@@ -461,9 +467,10 @@ fn fate(rng: &mut StdRng, weather: Weather, workers: usize) -> Trouble {
         1 => Fate::Stop,
         _ => Fate::Break(down),
     };
-    // Most of the work is done in the first moments after a burst.
-    let at = *[1, 3, 7, 20, 210, 1500, 15_010, 40_000].choose(rng).expect("there are eight");
-    let at = Duration::from_millis(at + rng.random_range(0..10));
+    // Most of the work is done in the first moments after a burst of jobs.
+    let burst = *[0, 10, 200, 1500, 2000, 15_000, 40_000].choose(rng).expect("there are seven");
+    let after = *[0, 1, 3, 10, 30].choose(rng).expect("there are five");
+    let at = Duration::from_millis(burst + rng.random_range(0..=after));
     Trouble::Fate(PlannedFate { worker: rng.random_range(0..workers), at, fate })
 }
 
