@@ -298,7 +298,7 @@ fn jobs(rng: &mut StdRng, weather: Weather) -> Vec<PlannedJob> {
     };
     for _ in 0..killers {
         let job = rng.random_range(0..count);
-        jobs[job].infect(*[KILLER, KILLER, LOSER].choose(rng).expect("there are three"));
+        jobs[job].infect([KILLER, KILLER, LOSER].choose(rng).expect("there are three"));
     }
     let slow = weather == Weather::Processes && rng.random_bool(0.2);
     if slow {
