@@ -97,9 +97,8 @@ impl InFlight {
 
     /// Waits until exactly `jobs` jobs or fewer are in flight.
     pub async fn down_to(&self, jobs: usize) {
-        let waited = self.counts.subscribe();
-        let mut waited = waited;
-        waited.wait_for(|counts| counts.jobs <= jobs).await.expect("the sender lives in self");
+        let mut counts = self.counts.subscribe();
+        counts.wait_for(|counts| counts.jobs <= jobs).await.expect("the sender lives in self");
     }
 
     fn free(&self, counts: &Counts) -> Option<Pull> {

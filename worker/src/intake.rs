@@ -84,7 +84,7 @@ impl Refusal {
 impl Intake {
     /// Looks into one delivery.
     pub fn admit(&self, received: Received) -> Admission {
-        let started = Instant::now();
+        let started = self.clock.now();
         match Job::decode(&received.message.body, &self.settings.limits) {
             Ok(job) if self.fits(&job) => self.accept(job, received, started),
             Ok(job) => self.misfit(received, Some(job.id), "another model"),
@@ -146,7 +146,7 @@ impl Intake {
         }
         let items = self.tokenise(&case.id, parameters.truncate, items);
         case.hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
-        case.intake = started.elapsed();
+        case.intake = self.clock.now().saturating_duration_since(started);
         Admission::Run(Ticket { case, items, deadline: deadline.map(|deadline| self.instant_of(deadline)) })
     }
 

@@ -27,7 +27,7 @@ use crate::assets::{AssetsError, ModelDirectory};
 use crate::tokenize::Tokenizer;
 
 /// Tokens that one thread takes through the model at a time: few enough for their rows to stay in the cache, many
-/// enough for the weights to be read seldom. Measured flat between 256 and 1024.
+/// enough for the weights to be read seldom. Reasoned from cache sizes, not tuned.
 const GROUP_TOKENS: usize = 512;
 
 /// Where a model runs.
