@@ -2,105 +2,60 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 
-use bytes::Bytes;
-use inferq_shared::broker::{
-    Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames, QueueOptions,
-};
-use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Parameters, attribute};
+use inferq_shared::broker::{Message, QueueOptions};
 use inferq_shared::reply::{Reply, Status};
-use inferq_tests::process::{PATIENCE, WorkerProcess, command};
+use inferq_tests::process::{WorkerProcess, command};
+use inferq_tests::queue_file::{QueueFile, job};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-/// A queue file of the test's own, and a connection to it.
-struct Queue {
-    _folder: TempDir,
-    path: PathBuf,
-    broker: Broker,
-    names: QueueNames,
-}
-
-impl Queue {
-    async fn new() -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
-        let path = folder.path().join("queue.db");
-        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await.expect("a new queue file");
-        let names = QueueNames::new("jobs");
-        broker.setup(&names).await.expect("the queues are declared");
-        Self { _folder: folder, path, broker, names }
-    }
-
-    async fn publish(&self, texts: impl IntoIterator<Item = (String, String)>) {
-        let messages = texts.into_iter().map(|(id, text)| message(&id, &text)).collect();
-        self.broker.publisher().publish(&self.names.jobs, messages).await.expect("the jobs are published");
-    }
-
-    /// Collects replies until there is one for each of so many jobs; `between` runs after each batch of replies.
-    async fn collect(&self, jobs: usize, mut between: impl FnMut(usize)) -> BTreeMap<String, Reply> {
-        let mut replies = BTreeMap::new();
-        let mut consumer = self
-            .broker
-            .consumer(&self.names.results(), ConsumeOptions::new())
-            .await
-            .expect("the results queue is there");
-        while replies.len() < jobs {
-            let pull = Pull { jobs: NonZeroUsize::new(16).expect("sixteen"), bytes: 1 << 20 };
-            let received = tokio::time::timeout(PATIENCE, consumer.receive(pull)).await;
-            for delivery in received.expect("replies keep coming").expect("the queue works") {
-                let reply = Reply::decode(&delivery.message.body).expect("a reply");
-                delivery.lease.ack().await.expect("the reply is acked");
-                replies.entry(reply.id.to_string()).or_insert(reply);
-            }
-            between(replies.len());
+/// Collects replies until there is one for each of so many jobs; `between` runs after each pull of replies.
+async fn collect(queue: &QueueFile, jobs: usize, mut between: impl FnMut(usize)) -> BTreeMap<String, Reply> {
+    let mut replies = BTreeMap::new();
+    let take = |more: Vec<Message>| {
+        for message in more {
+            let reply = Reply::decode(&message.body).unwrap();
+            replies.entry(reply.id.to_string()).or_insert(reply);
         }
-        consumer.close().await;
-        replies
-    }
-}
-
-fn message(id: &str, text: &str) -> Message {
-    let id = JobId::new(id).expect("a valid id");
-    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
-    let job = Job {
-        id,
-        model: None,
-        inputs: Inputs::Items(vec![Item { id: None, input: Input::Text(text.to_owned()) }]),
-        parameters: Parameters::default(),
-        reply_to: None,
-        deadline: None,
-        metadata: serde_json::Map::new(),
+        between(replies.len());
+        replies.len() >= jobs
     };
-    Message { body: Bytes::from(job.encode()), attributes }
+    queue.replies(16, take).await.unwrap();
+    replies
 }
 
-fn numbered(jobs: usize) -> impl Iterator<Item = (String, String)> {
-    (0..jobs).map(|number| (format!("job-{number}"), format!("text number {number}")))
+fn one(id: &str, text: &str) -> Message {
+    job(id, [text.to_owned()])
+}
+
+fn numbered(jobs: Range<usize>) -> impl Iterator<Item = Message> {
+    jobs.map(|number| one(&format!("job-{number}"), &format!("text number {number}")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_twenty_times_loses_nothing() {
     const JOBS: usize = 2_000;
     const KILLS: usize = 20;
-    let queue = Queue::new().await;
-    queue.publish(numbered(JOBS)).await;
+    let queue = QueueFile::new().await.unwrap();
+    queue.publish(numbered(0..JOBS)).await.unwrap();
     let mut rng = StdRng::seed_from_u64(7);
     let start =
         |path: &Path| WorkerProcess::start(path, &["--in-flight-jobs", "32", "--echo-batch-ms", "1", "--lease-s", "1"]);
     let mut worker = Some(start(&queue.path));
     let (mut kills, mut next) = (0, rng.random_range(1..=JOBS / KILLS));
-    let replies = queue
-        .collect(JOBS, |answered| {
-            if answered >= next && kills < KILLS {
-                worker.take().expect("one worker runs at a time").kill();
-                worker = Some(start(&queue.path));
-                kills += 1;
-                next = answered + rng.random_range(1..=(JOBS - answered) / (KILLS + 1 - kills).max(2) + 1);
-            }
-        })
-        .await;
+    let replies = collect(&queue, JOBS, |answered| {
+        if answered >= next && kills < KILLS {
+            worker.take().expect("one worker runs at a time").kill();
+            worker = Some(start(&queue.path));
+            kills += 1;
+            next = answered + rng.random_range(1..=(JOBS - answered) / (KILLS + 1 - kills).max(2) + 1);
+        }
+    })
+    .await;
     assert_eq!(kills, KILLS);
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
 }
@@ -108,10 +63,10 @@ async fn a_worker_killed_twenty_times_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_kills_its_process_is_answered_and_no_innocent_suffers() {
     const INNOCENTS: usize = 300;
-    let queue = Queue::new().await;
-    queue.publish(numbered(INNOCENTS / 2)).await;
-    queue.publish([("poison".to_owned(), "please !kill yourself".to_owned())]).await;
-    queue.publish((INNOCENTS / 2..INNOCENTS).map(|number| (format!("job-{number}"), format!("text {number}")))).await;
+    let queue = QueueFile::new().await.unwrap();
+    queue.publish(numbered(0..INNOCENTS / 2)).await.unwrap();
+    queue.publish([one("poison", "please !kill yourself")]).await.unwrap();
+    queue.publish(numbered(INNOCENTS / 2..INNOCENTS)).await.unwrap();
     let path = queue.path.clone();
     let supervisor = tokio::task::spawn_blocking(move || {
         let mut crashes = 0;
@@ -125,7 +80,7 @@ async fn a_job_that_kills_its_process_is_answered_and_no_innocent_suffers() {
             crashes += 1;
         }
     });
-    let replies = queue.collect(INNOCENTS + 1, |_| ()).await;
+    let replies = collect(&queue, INNOCENTS + 1, |_| ()).await;
     std::fs::write(queue.path.with_extension("done"), b"").expect("the supervisor is told");
     let crashes = supervisor.await.expect("the supervisor ends");
     assert_eq!(replies["poison"].error.as_ref().map(|error| error.code.as_str()), Some("attempts_exhausted"));
@@ -150,13 +105,13 @@ fn worker_end(worker: &mut WorkerProcess, path: &Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
-    let queue = Queue::new().await;
+    let queue = QueueFile::new().await.unwrap();
     let worker = WorkerProcess::start(&queue.path, &[]);
     worker.until_logged("ready");
     assert_eq!(worker.get("/healthz"), (200, r#"{"code":"200","message":"Ok"}"#.to_owned()));
     assert_eq!(worker.get("/livez").0, 200);
-    queue.publish(numbered(10)).await;
-    let replies = queue.collect(10, |_| ()).await;
+    queue.publish(numbered(0..10)).await.unwrap();
+    let replies = collect(&queue, 10, |_| ()).await;
     assert!(replies.values().all(|reply| reply.attempt == 1));
     let (code, metrics) = worker.get("/metrics");
     assert_eq!(code, 200);
@@ -167,24 +122,23 @@ async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_worker_gives_back_what_it_has_not_begun_and_spends_no_attempt() {
-    let queue = Queue::new().await;
-    queue.publish(numbered(500)).await;
+    let queue = QueueFile::new().await.unwrap();
+    queue.publish(numbered(0..500)).await.unwrap();
     let slow =
         WorkerProcess::start(&queue.path, &["--echo-batch-ms", "50", "--max-batch-items", "4", "--drain-limit-s", "5"]);
     slow.until_logged("ready");
     let mut stopped = Some(slow);
     let mut second = None;
-    let replies = queue
-        .collect(500, |answered| {
-            if answered >= 8
-                && let Some(worker) = stopped.take()
-            {
-                worker.terminate();
-                assert_eq!(worker.wait().code(), Some(0));
-                second = Some(WorkerProcess::start(&queue.path, &[]));
-            }
-        })
-        .await;
+    let replies = collect(&queue, 500, |answered| {
+        if answered >= 8
+            && let Some(worker) = stopped.take()
+        {
+            worker.terminate();
+            assert_eq!(worker.wait().code(), Some(0));
+            second = Some(WorkerProcess::start(&queue.path, &[]));
+        }
+    })
+    .await;
     assert!(second.is_some(), "the first worker was stopped in the middle");
     assert!(replies.values().all(|reply| reply.attempt == 1 && reply.status == Status::Succeeded));
 }
@@ -219,12 +173,12 @@ fn flags(folder: &impl std::fmt::Display, more: &[&str]) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_results_queue_holds_replies_back_until_there_is_room() {
-    let queue = Queue::new().await;
+    let queue = QueueFile::new().await.unwrap();
     let bounded = QueueOptions { messages_max: NonZeroUsize::new(4), expires: None };
     queue.broker.remove(&queue.names.results()).await.expect("the results queue is removed");
     queue.broker.declare(&queue.names.results(), bounded).await.expect("a small results queue");
-    queue.publish(numbered(40)).await;
+    queue.publish(numbered(0..40)).await.unwrap();
     let _worker = WorkerProcess::start(&queue.path, &["--max-batch-items", "2"]);
-    let replies = queue.collect(40, |_| ()).await;
+    let replies = collect(&queue, 40, |_| ()).await;
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
 }

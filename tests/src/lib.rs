@@ -1,9 +1,10 @@
 //! The harness of inferq's tests: what they need to run a broker or a process for real.
 //!
-//! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes;
-//! [`world`], the whole worker simulated from one seed, and [`history`], what happened in it and whether it may.
+//! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
+//! [`queue_file`], what they share; [`world`], the whole worker simulated from one seed, and [`history`], what happened in it and whether it may.
 
 pub mod brokers;
 pub mod history;
 pub mod process;
+pub mod queue_file;
 pub mod world;

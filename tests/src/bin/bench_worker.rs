@@ -12,12 +12,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use inferq_shared::broker::{
-    Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames,
-};
-use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Parameters, attribute};
+use inferq_shared::job::Input;
 use inferq_tests::process::{WorkerProcess, binary};
+use inferq_tests::queue_file::{QueueFile, job};
 use inferq_worker::batch::{BatchLimits, Batcher};
 use inferq_worker::engine::burn;
 use rand::rngs::StdRng;
@@ -51,9 +48,9 @@ async fn main() -> Result<()> {
 async fn echo(jobs: usize) -> Result<Value> {
     let (mut rates, mut peaks) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let queue = Queue::filled(jobs, 1, round).await?;
+        let queue = filled(jobs, 1, round).await?;
         let worker = WorkerProcess::start(&queue.path, &[]);
-        rates.push(jobs as f64 / queue.answered(&worker, jobs).await?.as_secs_f64());
+        rates.push(jobs as f64 / answered(&queue, &worker, jobs).await?.as_secs_f64());
         peaks.push(worker.peak_kib()? as f64 / 1024.0);
     }
     let (rate, peak) = (median(&rates), median(&peaks));
@@ -66,9 +63,9 @@ async fn memory(large: usize) -> Result<Value> {
     let sizes = [10_000, large];
     let mut peaks = Vec::new();
     for jobs in sizes {
-        let queue = Queue::filled(jobs, 1, 1).await?;
+        let queue = filled(jobs, 1, 1).await?;
         let worker = WorkerProcess::start(&queue.path, &[]);
-        queue.answered(&worker, jobs).await?;
+        answered(&queue, &worker, jobs).await?;
         let peak = worker.peak_kib()? as f64 / 1024.0;
         println!("backlog of {jobs} jobs: peak {peak:.1} MiB");
         peaks.push(peak);
@@ -83,9 +80,9 @@ async fn across(items: usize) -> Result<Value> {
     let (mut many, mut one) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         for (items_a_job, times) in [(1, &mut many), (items, &mut one)] {
-            let queue = Queue::filled(items, items_a_job, round).await?;
+            let queue = filled(items, items_a_job, round).await?;
             let worker = WorkerProcess::start_with(&queue.path, &["--model", &model]);
-            times.push(queue.answered(&worker, items / items_a_job).await?.as_secs_f64());
+            times.push(answered(&queue, &worker, items / items_a_job).await?.as_secs_f64());
         }
     }
     let ratios: Vec<f64> = many.iter().zip(&one).map(|(many, one)| one / many).collect();
@@ -194,60 +191,28 @@ fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
 }
 
 /// A queue file with jobs in it.
-struct Queue {
-    _folder: TempDir,
-    path: PathBuf,
-    broker: Broker,
-    names: QueueNames,
+async fn filled(items: usize, items_a_job: usize, seed: u64) -> Result<QueueFile> {
+    let queue = QueueFile::new().await?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let jobs: Vec<usize> = (0..items / items_a_job).collect();
+    for chunk in jobs.chunks(1_000) {
+        let job = |number: &usize| job(&format!("job-{number}"), (0..items_a_job).map(|_| text(&mut rng)));
+        queue.publish(chunk.iter().map(job)).await?;
+    }
+    Ok(queue)
 }
 
-impl Queue {
-    async fn filled(items: usize, items_a_job: usize, seed: u64) -> Result<Self> {
-        let folder = TempDir::new()?;
-        let path = folder.path().join("queue.db");
-        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await?;
-        let names = QueueNames::new("jobs");
-        broker.setup(&names).await?;
-        let mut rng = StdRng::seed_from_u64(seed);
-        let jobs: Vec<usize> = (0..items / items_a_job).collect();
-        for chunk in jobs.chunks(1_000) {
-            let messages = chunk.iter().map(|job| message(*job, items_a_job, &mut rng)).collect();
-            broker.publisher().publish(&names.jobs, messages).await?;
-        }
-        Ok(Self { _folder: folder, path, broker, names })
-    }
-
-    /// The time from the worker's readiness to the last of so many replies; they are taken away as they come.
-    async fn answered(&self, worker: &WorkerProcess, jobs: usize) -> Result<Duration> {
-        let mut consumer = self.broker.consumer(&self.names.results(), ConsumeOptions::new()).await?;
-        let pull = Pull { jobs: NonZeroUsize::new(256).expect("not zero"), bytes: 64 << 20 };
-        worker.until_logged("ready");
-        let started = Instant::now();
-        let mut seen = 0;
-        while seen < jobs {
-            let deliveries = consumer.receive(pull).await?;
-            seen += deliveries.len();
-            let acks = deliveries.into_iter().map(|delivery| delivery.lease.ack());
-            futures_util::future::try_join_all(acks).await?;
-        }
-        Ok(started.elapsed())
-    }
-}
-
-fn message(job: usize, items: usize, rng: &mut StdRng) -> Message {
-    let id = JobId::new(format!("job-{job}")).expect("a valid id");
-    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
-    let items = (0..items).map(|_| Item { id: None, input: Input::Text(text(rng)) }).collect();
-    let job = Job {
-        id,
-        model: None,
-        inputs: Inputs::Items(items),
-        parameters: Parameters::default(),
-        reply_to: None,
-        deadline: None,
-        metadata: serde_json::Map::new(),
+/// The time from the worker's readiness to the last of so many replies; they are taken away as they come.
+async fn answered(queue: &QueueFile, worker: &WorkerProcess, jobs: usize) -> Result<Duration> {
+    worker.until_logged("ready");
+    let started = Instant::now();
+    let mut seen = 0;
+    let take = |replies: Vec<_>| {
+        seen += replies.len();
+        seen >= jobs
     };
-    Message { body: Bytes::from(job.encode()), attributes }
+    queue.replies(256, take).await?;
+    Ok(started.elapsed())
 }
 
 /// A text of 3 to 120 words, short ones more often, no two alike.
