@@ -4,7 +4,7 @@
 //! in Cloud Logging's field names) and the text of `/metrics`. It never sees what is inside a job.
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -13,9 +13,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::broker::BrokerError;
-use crate::reply::Reply;
 
 mod cloud;
+pub mod story;
 
 /// The names of the metrics; docs/operations.md lists them.
 pub mod metric {
@@ -45,6 +45,8 @@ pub mod metric {
     pub const JOB_SECONDS: &str = "inferq_job_duration_seconds";
     /// Leases settled, by `verdict` and `result`.
     pub const SETTLED: &str = "inferq_leases_settled_total";
+    /// Jobs given back unanswered, by `reason`.
+    pub const RELEASES: &str = "inferq_releases_total";
     /// Dead letters, by `reason`.
     pub const DEAD_LETTERS: &str = "inferq_dead_letters_total";
     /// Calls to the broker that failed, by `call`.
@@ -134,6 +136,7 @@ fn describe() {
     describe_histogram!(metric::STAGE_SECONDS, "Seconds of a job in each stage");
     describe_histogram!(metric::JOB_SECONDS, "Seconds from receive to settle");
     describe_counter!(metric::SETTLED, "Leases settled, by verdict and result");
+    describe_counter!(metric::RELEASES, "Jobs given back unanswered, by reason");
     describe_counter!(metric::DEAD_LETTERS, "Dead letters, by reason");
     describe_counter!(metric::BROKER_FAILURES, "Calls to the broker that failed, by call");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
@@ -158,38 +161,6 @@ impl Telemetry {
 pub fn broker_failed(call: &'static str, error: &BrokerError) {
     counter!(metric::BROKER_FAILURES, "call" => call).increment(1);
     tracing::warn!(call, %error, "the broker failed; trying again");
-}
-
-/// A lease was settled, or could not be: then its delivery comes again.
-pub fn settled(verdict: &'static str, result: Result<(), BrokerError>) {
-    let word = match &result {
-        Ok(()) => "ok",
-        Err(BrokerError::LeaseLost) => "lease_lost",
-        Err(_) => "failed",
-    };
-    counter!(metric::SETTLED, "verdict" => verdict, "result" => word).increment(1);
-    if let Err(error) = result {
-        tracing::warn!(verdict, %error, "a lease was not settled; its job comes again");
-    }
-}
-
-/// A delivery becomes a dead letter.
-pub fn dead_lettered(reason: &str) {
-    counter!(metric::DEAD_LETTERS, "reason" => reason.to_owned()).increment(1);
-    tracing::warn!(reason, "dead letter");
-}
-
-/// A reply was confirmed, for a job that was received at this instant.
-pub fn job_done(reply: &Reply, received_at: Instant) {
-    counter!(metric::JOBS, "outcome" => reply.status.as_str()).increment(1);
-    histogram!(metric::JOB_SECONDS).record(received_at.elapsed().as_secs_f64());
-    histogram!(metric::JOB_TOKENS).record(reply.usage.tokens as f64);
-    let times = &reply.timings_ms;
-    for (stage, ms) in
-        [("queued", times.queued), ("intake", times.intake), ("batch", times.batch), ("engine", times.engine)]
-    {
-        histogram!(metric::STAGE_SECONDS, "stage" => stage).record(ms / 1e3);
-    }
 }
 
 /// A batch of so many items goes to a replica; it might have had `tokens_max` padded tokens.

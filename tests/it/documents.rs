@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 use inferq_shared::broker::{Capabilities, memory, sqlite};
+use inferq_shared::telemetry::story;
+use inferq_worker::ticket::ReleaseReason;
 
 fn document(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(name)
@@ -59,4 +61,12 @@ fn the_table_of_the_workers_flags_is_true() {
         writeln!(table, "| `--{name}` | `{}` | {} | {help} |", variable.display(), default.join(",")).unwrap();
     }
     check_block("docs/operations.md", "flags", &table);
+}
+
+#[test]
+fn every_step_of_a_jobs_story_and_every_reason_is_documented() {
+    let text = std::fs::read_to_string(document("docs/operations.md")).unwrap();
+    let words = story::STEPS.into_iter().chain(ReleaseReason::ALL.map(ReleaseReason::as_str));
+    let missing: Vec<_> = words.filter(|word| !text.contains(&format!("\n| `{word}` |"))).collect();
+    assert!(missing.is_empty(), "docs/operations.md says nothing of {missing:?}");
 }

@@ -7,11 +7,14 @@ use inferq_worker::mutant;
 const SEEDS: u64 = 500;
 
 /// What is planted, by the name at its place in the worker.
-const MUTANTS: [&str; 16] = [
+const MUTANTS: [&str; 23] = [
     "ack_before_confirm",
     "answers_swapped",
     "attempts_unlimited",
     "bounds_ignored",
+    "bytes_unbounded",
+    "deadlines_early",
+    "deadlines_ignored",
     "drain_without_end",
     "drop_on_stop",
     "full_is_refused",
@@ -22,8 +25,12 @@ const MUTANTS: [&str; 16] = [
     "no_bisect",
     "no_isolation",
     "pull_after_stop",
+    "pull_in_outage",
     "release_spends_attempt",
+    "renews_while_stuck",
     "routes_mixed_up",
+    "tokens_unbounded",
+    "watchdog_asleep",
 ];
 
 #[test]

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use inferq_shared::broker::{Message, QueueOptions};
 use inferq_shared::reply::{Reply, Status};
+use inferq_shared::telemetry::story;
 use inferq_tests::process::{WorkerProcess, command};
 use inferq_tests::queue_file::{QueueFile, job};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Collects replies until there is one for each of so many jobs; `between` runs after each pull of replies.
@@ -118,6 +120,55 @@ async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
     assert!(metrics.contains("inferq_jobs_total{outcome=\"succeeded\"} 10"), "{metrics}");
     worker.terminate();
     assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_engine_hangs_fails_its_liveness_and_its_jobs_run_elsewhere() {
+    let queue = QueueFile::new().await.unwrap();
+    queue.publish([one("heavy", "please !hang")].into_iter().chain(numbered(0..3))).await.unwrap();
+    let flags = ["--echo-faults", "--watchdog-s", "1", "--lease-s", "1", "--replicas", "1"];
+    let hung = WorkerProcess::start(&queue.path, &flags);
+    hung.until_logged("stuck: leases are no longer renewed, and no jobs are taken");
+    assert_eq!(hung.get("/livez"), (503, r#"{"code":"503","message":"stuck"}"#.to_owned()));
+    let status: serde_json::Value = serde_json::from_str(&hung.get("/status").1).unwrap();
+    assert_eq!(status["stuck"], "engine-0");
+    // This one takes the word for a word.
+    let _sound = WorkerProcess::start(&queue.path, &[]);
+    let replies = collect(&queue, 4, |_| ()).await;
+    assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
+    assert_eq!(replies["heavy"].attempt, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_tells_each_job_s_story_in_words_that_do_not_change() {
+    let queue = QueueFile::new().await.unwrap();
+    let flags = ["--echo-faults", "--lease-s", "1", "--log", "info,inferq::job=debug"];
+    let worker = WorkerProcess::start(&queue.path, &flags);
+    queue.publish([one("job-1", "a text that does !fail")]).await.unwrap();
+    collect(&queue, 1, |_| ()).await;
+    for (step, field, value) in [
+        (story::RECEIVED, "attempt", json!(1)),
+        (story::BATCHED, "job.items", json!(1)),
+        (story::ITEM_FAILED, "error.code", json!("failed")),
+        (story::ANSWERED, "status", json!("failed")),
+        (story::SETTLED, "job.id", json!("job-1")),
+    ] {
+        let told = worker.until_logged(step);
+        assert_eq!((&told["job.id"], &told[field]), (&json!("job-1"), &value), "{told}");
+        assert!(!told.to_string().contains("a text"), "{told}");
+    }
+    queue.publish([Message { body: "no job".into(), ..Message::default() }]).await.unwrap();
+    let reason = worker.until_logged(story::DEAD_LETTERED)["reason"].to_string();
+    assert!(reason.contains("malformed"), "{reason}");
+    worker.kill();
+    queue.publish([one("job-2", "please !kill me")]).await.unwrap();
+    WorkerProcess::start(&queue.path, &flags).wait();
+    let second = WorkerProcess::start(&queue.path, &flags);
+    let told = second.until_logged(story::RECEIVED_AGAIN);
+    assert_eq!(
+        (&told["job.id"], &told["attempt"], &told["target"]),
+        (&json!("job-2"), &json!(2), &json!(story::TARGET))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use inferq_shared::broker::memory::{End, Event};
-use inferq_shared::broker::{Message, Verdict};
+use inferq_shared::broker::{BrokerError, Message, Pull, Verdict};
 use inferq_shared::job::attribute;
 use inferq_shared::reply::Reply;
 use tokio::sync::Notify;
@@ -37,6 +37,47 @@ pub enum What {
         /// Which worker.
         worker: usize,
         /// Which process.
+        link: u64,
+    },
+    /// A process asks for jobs.
+    Pulls {
+        /// Which.
+        link: u64,
+        /// At most so many of so many bytes.
+        pull: Pull,
+        /// The bound on the tokens that it holds.
+        tokens_max: usize,
+    },
+    /// A process is told how its publish went.
+    Told {
+        /// Which.
+        link: u64,
+        /// To which queue it published.
+        queue: String,
+        /// How it went.
+        result: Result<(), BrokerError>,
+    },
+    /// A batch begins.
+    Began {
+        /// In which process.
+        link: u64,
+        /// Which batch, over all engines.
+        batch: u64,
+        /// The texts of the rows.
+        rows: Vec<String>,
+        /// How long it will take.
+        cost: Duration,
+    },
+    /// The liveness of a process is not what it was when it was last asked.
+    Probed {
+        /// Which.
+        link: u64,
+        /// Whether it should go on.
+        live: bool,
+    },
+    /// A process has said for long that it should not go on.
+    OutOfHealth {
+        /// Which.
         link: u64,
     },
     /// An engine ran.
@@ -137,6 +178,18 @@ impl fmt::Display for Entry {
         match &self.what {
             What::Broker(event) => broker_event(formatter, event),
             What::Ready { worker, link } => write!(formatter, "process {link} of worker {worker} is ready"),
+            What::Pulls { link, pull, tokens_max } => {
+                let (jobs, bytes) = (pull.jobs, pull.bytes);
+                write!(formatter, "process {link} asks for {jobs} jobs, {bytes} bytes, of {tokens_max} tokens at most")
+            }
+            What::Told { link, queue, result } => write!(formatter, "process {link} published to {queue}: {result:?}"),
+            What::Began { link, batch, rows, cost } => {
+                write!(formatter, "process {link} begins batch {batch}, which takes {cost:?}: {rows:?}")
+            }
+            What::Probed { link, live } => {
+                write!(formatter, "process {link} is {}live", if *live { "" } else { "not " })
+            }
+            What::OutOfHealth { link } => write!(formatter, "process {link} has not been live for long"),
             What::Ran { link, run, rows, outcome } => {
                 write!(formatter, "process {link} ran {run}: {outcome} {rows:?}")
             }

@@ -13,7 +13,6 @@ use futures_util::future::join_all;
 use inferq_shared::broker::memory::MemoryBroker;
 use inferq_shared::broker::{ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames, QueueOptions};
 use inferq_shared::job::attribute;
-use inferq_worker::batch::Batch;
 use inferq_worker::clock::Clock;
 use inferq_worker::health::Health;
 use inferq_worker::in_flight::InFlight;
@@ -31,9 +30,11 @@ use crate::history::{History, What};
 pub mod engine;
 pub mod scenario;
 pub mod trial;
+pub mod watched;
 
 use self::engine::{Script, Scripted};
 use self::scenario::{Fate, PlannedFate, Scenario};
+use self::watched::{WatchedConsumer, WatchedPublisher};
 
 /// From stop fetching to being killed, beyond the drain limit: what a container platform grants.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -43,8 +44,9 @@ const RESTART: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Words that the tokenizer reads of one item.
 const TOKENS_MAX: usize = 64;
-/// How long a batch with a slow item takes.
-const SLOW: Duration = Duration::from_secs(100);
+/// How often a process is asked whether it should go on, and how often it may say no before it is killed.
+pub const PROBE: Duration = Duration::from_secs(5);
+const PROBES_MISSED_MAX: u32 = 12;
 
 /// The names of the queues of every world.
 pub fn queues() -> QueueNames {
@@ -197,11 +199,12 @@ impl<'a> World<'a> {
     ) {
         let broker = self.broker.connect_again();
         let link = broker.link_id();
-        let stop = CancellationToken::new();
-        let parts = self.parts(worker, &broker).await;
+        let (stop, health) = (CancellationToken::new(), Health::unobserved());
+        let parts = self.parts(worker, &broker, health.clone()).await;
         self.history.record(What::Ready { worker, link });
         let line = AssertUnwindSafe(pipeline::run(parts, stop.clone())).catch_unwind();
-        tokio::pin!(line);
+        let probes = self.probe(link, &health);
+        tokio::pin!(line, probes);
         let mut killed_at = None;
         let death = loop {
             let fate_at = fates.peek().map(|fate| self.start + fate.at);
@@ -218,6 +221,11 @@ impl<'a> World<'a> {
                     Fate::Stop => killed_at = killed_at.or(self.stop(link, &stop)),
                 },
                 () = done.cancelled(), if killed_at.is_none() => killed_at = self.stop(link, &stop),
+                () = &mut probes => {
+                    self.history.record(What::OutOfHealth { link });
+                    broker.kill();
+                    break Death::Killed;
+                }
                 () = maybe(killed_at) => {
                     self.history.record(What::OutOfGrace { link });
                     broker.kill();
@@ -239,26 +247,51 @@ impl<'a> World<'a> {
         Some(Instant::now() + self.scenario.settings.drain_limit + GRACE)
     }
 
-    async fn parts(&self, worker: usize, broker: &MemoryBroker) -> Parts<impl Consumer, impl Publisher> {
+    /// Asks a process whether it should go on, as a container platform does; returns when it has said no for long.
+    async fn probe(&self, link: u64, health: &Health) {
+        let (mut live, mut missed) = (true, 0);
+        while missed < PROBES_MISSED_MAX {
+            sleep(PROBE).await;
+            let answer = health.ailment().is_none();
+            if answer != live {
+                live = answer;
+                self.history.record(What::Probed { link, live });
+            }
+            missed = if live { 0 } else { missed + 1 };
+        }
+    }
+
+    async fn parts(
+        &self,
+        worker: usize,
+        broker: &MemoryBroker,
+        health: Health,
+    ) -> Parts<impl Consumer, impl Publisher> {
         let settings = self.scenario.settings();
+        let (link, in_flight) = (broker.link_id(), InFlight::new(settings.bounds));
         let (renew, renewing) = watch::channel(true);
         let options =
             ConsumeOptions { lease: self.scenario.settings.lease, lease_max: settings.lease_max, renew: renewing };
-        let consumer = broker.consumer(&queues().jobs, options).await.expect("a new connection is sound");
-        let replica = || Replica {
-            engine: Box::new(Scripted::new(self.script.clone(), broker.clone(), self.history.clone())),
-            host: Host::Inline(cost),
+        let inner = broker.consumer(&queues().jobs, options).await.expect("a new connection is sound");
+        let history = self.history.clone();
+        let consumer = WatchedConsumer { inner, link, in_flight: in_flight.clone(), history: history.clone() };
+        let publisher = WatchedPublisher { inner: broker.publisher(), link, history };
+        let replica = || {
+            let (script, history) = (self.script.clone(), self.history.clone());
+            let engine = Box::new(Scripted::new(script.clone(), broker.clone(), history.clone()));
+            let cost = move |batch: &_| script.begin(batch, link, &history);
+            Replica { engine, host: Host::Inline(Box::new(cost)) }
         };
         Parts {
             consumer,
-            publisher: broker.publisher(),
+            publisher,
             replicas: (0..self.scenario.replicas).map(|_| replica()).collect(),
             tokenizer: Arc::new(tokenizer()),
             info: Arc::new(engine::info()),
             worker: format!("worker-{worker}"),
             renew,
-            in_flight: InFlight::new(settings.bounds),
-            health: Health::unobserved(),
+            in_flight,
+            health,
             offload: Offload::Inline,
             clock: self.clock,
             settings,
@@ -271,13 +304,4 @@ async fn maybe(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// What a batch costs on the paused clock: by its padded size, or very long with a slow item in it.
-fn cost(batch: &Batch) -> Duration {
-    let slow = engine::tokens(scenario::SLOW).ids[1];
-    if batch.rows().iter().any(|row| row.tokens.ids.contains(&slow)) {
-        return SLOW;
-    }
-    Duration::from_millis(2 + batch.padded_tokens() as u64 / 8)
 }

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use inferq_shared::job::{Encoding, Parameters, VERSION};
+use inferq_shared::job::{Encoding, JobId, Parameters, VERSION};
 use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Status, Timings, Usage};
 
 use crate::engine::{Answer, ModelInfo};
-use crate::ticket::{Answered, Case, Outbound, Ticket, TicketItem};
+use crate::ticket::{Answered, Case, Outbound, ReleaseReason, Ticket, TicketItem};
 
 /// What every reply of this worker says of its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,8 +137,13 @@ impl Open {
     }
 
     /// Gives the job back unanswered and unspent.
-    pub fn release(self) -> Outbound {
-        self.case.release(Duration::ZERO)
+    pub fn release(self, reason: ReleaseReason) -> Outbound {
+        self.case.release(reason)
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.case.id
     }
 }
 

@@ -100,7 +100,7 @@ pub struct Args {
     /// The longest that a job is held, in seconds
     #[arg(long, env = "INFERQ_MAX_LEASE_S", value_name = "S", default_value_t = 3600)]
     pub max_lease_s: u64,
-    /// An engine busy with one batch for longer is stuck: leases are no longer renewed, /livez fails, in seconds
+    /// An engine busy with one batch, or a stage without a turn, for longer is stuck: /livez fails, in seconds
     #[arg(long, env = "INFERQ_WATCHDOG_S", value_name = "S", default_value_t = 60)]
     pub watchdog_s: u64,
     /// From the stop signal to giving back what is unfinished, in seconds; keep below the grace period

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use inferq_shared::reply::ReplyError;
-use inferq_shared::telemetry;
+use inferq_shared::telemetry::{self, story};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -16,9 +16,10 @@ use crate::batch::{Batch, BatchLimits, Batcher, JobKey};
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::in_flight::InFlight;
+use crate::pulse::Pulse;
 use crate::receive::Mode;
 use crate::replica::Ran;
-use crate::ticket::{Outbound, Ticket};
+use crate::ticket::{Outbound, ReleaseReason, Ticket};
 
 /// Batches that a replica holds: one running, one waiting.
 const BATCHES_A_LANE: usize = 2;
@@ -31,8 +32,8 @@ pub struct Dispatch {
     pub tickets: mpsc::Receiver<Vec<Ticket>>,
     /// From the replicas.
     pub ran: mpsc::Receiver<Ran>,
-    /// To the replicas, one channel each.
-    pub lanes: Vec<mpsc::Sender<Batch>>,
+    /// To the replicas.
+    pub lanes: Vec<Lane>,
     /// To the outbox.
     pub outbound: mpsc::Sender<Outbound>,
     /// Run, or give back.
@@ -47,14 +48,22 @@ pub struct Dispatch {
     pub signature: std::sync::Arc<Signature>,
     /// How long the drain may take: bounds the tokens in flight.
     pub drain_limit: Duration,
-    /// How long one batch may take before the engine counts as stuck.
-    pub watchdog: Duration,
-    /// Whether leases are renewed: not while the engine is stuck.
-    pub renew: watch::Sender<bool>,
     /// The state shown to the outside.
     pub health: Health,
+    /// Beats while the stage turns.
+    pub pulse: Pulse,
     /// The time.
     pub clock: Clock,
+}
+
+/// The way to one replica, and what it holds.
+pub struct Lane {
+    /// Its batches.
+    pub sender: mpsc::Sender<Batch>,
+    /// Beats when it begins a batch, at rest when it has none.
+    pub pulse: Pulse,
+    /// How many batches it has.
+    pub batches: usize,
 }
 
 /// The device is lost; nothing more can run here.
@@ -68,7 +77,7 @@ impl Dispatch {
     /// # Errors
     /// When a device is lost: the jobs of its batch are dropped, all others released.
     pub async fn run(mut self) -> Result<(), DeviceLost> {
-        let mut desk = Desk::new(&self);
+        let mut desk = Desk::new(&mut self);
         let ended = self.serve(&mut desk).await;
         if ended.is_err() {
             // At once: what is pulled from now on would only be given back.
@@ -76,11 +85,11 @@ impl Dispatch {
         }
         // What still comes has nowhere to run.
         self.tickets.close();
-        desk.mode = Mode::Clearing;
+        let reason = if ended.is_err() { ReleaseReason::Device } else { ReleaseReason::DrainLimit };
         while let Ok(tickets) = self.tickets.try_recv() {
-            desk.take_tickets(tickets, self.clock.now());
+            desk.give_back(tickets, reason);
         }
-        desk.release_all();
+        desk.release_all(reason);
         self.hand_over(&mut desk).await;
         desk.tally.log();
         ended
@@ -89,8 +98,9 @@ impl Dispatch {
     async fn serve(&mut self, desk: &mut Desk) -> Result<(), DeviceLost> {
         let (mut fed, mut moded) = (true, true);
         while fed || !desk.open.is_empty() {
-            desk.turn(&self.lanes, self.clock.now());
-            let wake = desk.wake_at(self);
+            self.pulse.beat();
+            desk.turn(self.clock.now());
+            let wake = desk.wake_at();
             tokio::select! {
                 biased;
                 () = self.working.cancelled() => return Ok(()),
@@ -103,7 +113,8 @@ impl Dispatch {
                     Some(tickets) => desk.take_tickets(tickets, self.clock.now()),
                     None => fed = false,
                 },
-                () = sleep_until(wake) => desk.watch(self),
+                () = sleep_until(wake) => {}
+                () = self.pulse.due() => {}
             }
             self.hand_over(desk).await;
         }
@@ -137,42 +148,34 @@ struct Desk {
     tokens_max_a_batch: usize,
     rate: Rate,
     tally: Tally,
-    stuck: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Lane {
-    batches: usize,
-    /// Since when its running batch has been running.
-    busy_since: Option<Instant>,
 }
 
 impl Desk {
-    fn new(stage: &Dispatch) -> Self {
+    fn new(stage: &mut Dispatch) -> Self {
         Self {
             batcher: Batcher::new(stage.limits),
             open: BTreeMap::new(),
             next_key: 0,
-            lanes: vec![Lane::default(); stage.lanes.len()],
+            lanes: std::mem::take(&mut stage.lanes),
             mode: *stage.mode.borrow(),
             outgoing: Vec::new(),
             signature: std::sync::Arc::clone(&stage.signature),
             tokens_max_a_batch: stage.limits.tokens_max,
             rate: Rate::default(),
             tally: Tally::default(),
-            stuck: false,
         }
     }
 
     fn take_tickets(&mut self, tickets: Vec<Ticket>, now: Instant) {
-        for ticket in tickets {
-            if self.mode == Mode::Clearing {
-                if !crate::mutant::active("drop_on_stop") {
-                    self.outgoing.push(ticket.case.release(Duration::ZERO));
-                }
-                continue;
-            }
-            self.open(ticket, now);
+        match self.mode {
+            Mode::Open => tickets.into_iter().for_each(|ticket| self.open(ticket, now)),
+            Mode::Clearing => self.give_back(tickets, ReleaseReason::Draining),
+        }
+    }
+
+    fn give_back(&mut self, tickets: Vec<Ticket>, reason: ReleaseReason) {
+        if !crate::mutant::active("drop_on_stop") {
+            self.outgoing.extend(tickets.into_iter().map(|ticket| ticket.case.release(reason)));
         }
     }
 
@@ -180,6 +183,9 @@ impl Desk {
         let key = self.next_key;
         self.next_key += 1;
         let deadline = ticket.deadline;
+        for (item, index) in ticket.items.iter().zip(0u32..) {
+            item.tokens.as_ref().err().inspect(|error| story::item_failed(&ticket.case.id, index, error));
+        }
         let items: Vec<_> = ticket.items.iter().map(|item| item.tokens.as_ref().ok().cloned()).collect();
         let open = Open::new(ticket);
         if open.is_complete() {
@@ -196,13 +202,13 @@ impl Desk {
         if mode == Mode::Clearing {
             for key in self.batcher.take_unstarted() {
                 let open = self.open.remove(&key).filter(|_| !crate::mutant::active("drop_on_stop"));
-                self.outgoing.extend(open.map(Open::release));
+                self.outgoing.extend(open.map(|open| open.release(ReleaseReason::Draining)));
             }
         }
     }
 
     /// Answers what expired, then fills the lanes.
-    fn turn(&mut self, lanes: &[mpsc::Sender<Batch>], now: Instant) {
+    fn turn(&mut self, now: Instant) {
         for member in self.batcher.expire(now) {
             let error = ReplyError::new("expired", "the job's deadline passed before this item ran");
             self.answer(member.job, member.index, Err(error), Run::default());
@@ -219,11 +225,23 @@ impl Desk {
                 batch.padded_tokens(),
                 self.tokens_max_a_batch,
             );
-            self.lanes[lane].batches += 1;
-            self.lanes[lane].busy_since.get_or_insert(now);
-            // A lane's channel holds as many batches as a lane may have, and its replica outlives this stage or has
-            // ended with an answer that ends this stage too.
-            let _ = lanes[lane].try_send(batch);
+            if story::is_told() {
+                self.tell(&batch);
+            }
+            self.lanes[lane].send(batch);
+        }
+    }
+
+    /// Says of each job in the batch how many of its items are in it.
+    fn tell(&self, batch: &Batch) {
+        let mut items = BTreeMap::<JobKey, usize>::new();
+        for member in batch.rows().iter().flat_map(|row| &row.members) {
+            *items.entry(member.job).or_default() += 1;
+        }
+        for (job, items) in items {
+            if let Some(open) = self.open.get(&job) {
+                story::batched(open.id(), items, batch.rows().len(), batch.padded_tokens());
+            }
         }
     }
 
@@ -234,10 +252,7 @@ impl Desk {
 
     fn take_ran(&mut self, ran: Option<Ran>, stage: &Dispatch) -> Result<(), DeviceLost> {
         let Some(ran) = ran else { return Err(DeviceLost("no replica is left".to_owned())) };
-        let now = stage.clock.now();
-        let lane = &mut self.lanes[ran.lane];
-        lane.batches -= 1;
-        lane.busy_since = (lane.batches > 0).then_some(now);
+        self.lanes[ran.lane].has_run();
         self.tally.add(&ran);
         match ran.outcome {
             Ok(mut answers) => {
@@ -253,7 +268,6 @@ impl Desk {
                 telemetry::batch_ran(ran.batch.real_tokens(), ran.took);
                 self.rate.add(ran.batch.real_tokens(), ran.took);
                 stage.in_flight.set_tokens_max(self.tokens_max(stage));
-                self.watch(stage);
                 Ok(())
             }
             Err(reason) => {
@@ -273,17 +287,22 @@ impl Desk {
             self.open.clear();
         }
         for member in batch.rows().iter().flat_map(|row| &row.members) {
-            self.open.remove(&member.job);
+            if let Some(open) = self.open.remove(&member.job) {
+                story::dropped(open.id());
+            }
         }
     }
 
-    fn release_all(&mut self) {
-        self.outgoing.extend(std::mem::take(&mut self.open).into_values().map(Open::release));
+    fn release_all(&mut self, reason: ReleaseReason) {
+        self.outgoing.extend(std::mem::take(&mut self.open).into_values().map(|open| open.release(reason)));
     }
 
     fn answer(&mut self, job: JobKey, index: u32, answer: Result<crate::engine::Answer, ReplyError>, run: Run) {
         // A job that left the line while its batch ran is not there any more.
         let Some(open) = self.open.get_mut(&job) else { return };
+        if let Err(error) = &answer {
+            story::item_failed(open.id(), index, error);
+        }
         open.answer(index, answer, run);
         if open.is_complete() {
             let open = self.open.remove(&job).expect("it was just found");
@@ -297,22 +316,26 @@ impl Desk {
         tokens as usize
     }
 
-    /// Stops renewing leases while an engine has been busy with one batch for too long.
-    fn watch(&mut self, stage: &Dispatch) {
-        let since = self.lanes.iter().filter_map(|lane| lane.busy_since).min();
-        let stuck = since.is_some_and(|since| stage.clock.now().saturating_duration_since(since) >= stage.watchdog);
-        if stuck != self.stuck {
-            self.stuck = stuck;
-            stage.renew.send_replace(!stuck);
-            stage.health.stuck(stuck);
+    fn wake_at(&self) -> Option<Instant> {
+        let batch = self.free_lane().and_then(|_| self.batcher.wake_at());
+        batch.into_iter().chain(self.batcher.expires_at()).min()
+    }
+}
+
+impl Lane {
+    fn send(&mut self, batch: Batch) {
+        if self.batches == 0 {
+            self.pulse.beat();
         }
+        self.batches += 1;
+        // A lane's channel holds as many batches as a lane may have, and its replica outlives the stage or has ended
+        // with an answer that ends the stage too.
+        let _ = self.sender.try_send(batch);
     }
 
-    fn wake_at(&self, stage: &Dispatch) -> Option<Instant> {
-        let busy = self.lanes.iter().filter_map(|lane| lane.busy_since).min();
-        let watchdog = busy.filter(|_| !self.stuck).map(|since| since + stage.watchdog);
-        let batch = self.free_lane().and_then(|_| self.batcher.wake_at());
-        watchdog.into_iter().chain(batch).chain(self.batcher.expires_at()).min()
+    fn has_run(&mut self) {
+        self.batches -= 1;
+        if self.batches > 0 { self.pulse.beat() } else { self.pulse.rest() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! stuck or lost), `/metrics`, `/status`. Bound before anything slow, so that a probe always has an answer. Bounded in
 //! connections, header bytes and time. It never decides anything for the line.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,11 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::engine::ModelInfo;
 use crate::in_flight::InFlight;
+use crate::pulse::Watchdog;
 
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -78,8 +80,15 @@ struct Shown {
     phases: Vec<(State, Duration)>,
     model: Option<ModelInfo>,
     in_flight: Option<InFlight>,
-    stuck: bool,
+    watchdog: Option<Watchdog>,
     reason: Option<String>,
+}
+
+impl Shown {
+    /// The stage or engine that is stuck.
+    fn stuck(&self) -> Option<String> {
+        self.watchdog.as_ref().and_then(Watchdog::stuck)
+    }
 }
 
 impl Health {
@@ -96,7 +105,7 @@ impl Health {
             phases: Vec::new(),
             model: None,
             in_flight: None,
-            stuck: false,
+            watchdog: None,
             reason: None,
         });
         Self { shown: Arc::new(shown), telemetry: None }
@@ -186,12 +195,18 @@ impl Health {
         self.enter(State::Failed);
     }
 
-    /// An engine has been busy with one batch for too long, or is so no more.
-    pub fn stuck(&self, stuck: bool) {
-        if stuck {
-            tracing::error!("an engine is stuck: its jobs' leases are no longer renewed");
+    /// The line runs, and this knows whether it turns.
+    pub fn watched_by(&self, watchdog: Watchdog) {
+        self.shown.send_modify(|shown| shown.watchdog = Some(watchdog));
+    }
+
+    /// Why the process should be ended and started again, if it should.
+    pub fn ailment(&self) -> Option<&'static str> {
+        let shown = self.shown.borrow();
+        match shown.state {
+            State::Failed => Some("failed"),
+            _ => shown.stuck().map(|_| "stuck"),
         }
-        self.shown.send_modify(|shown| shown.stuck = stuck);
     }
 
     /// Folds what was measured since the last call into its histograms. Samples are kept singly until then, so this must
@@ -216,7 +231,7 @@ impl Health {
 /// What bounds the endpoint, so that nobody can exhaust the worker through it.
 #[derive(Debug, Clone, Copy)]
 pub struct EndpointLimits {
-    /// Connections at once; one more is closed unanswered.
+    /// Connections at once; for one more the oldest is closed.
     pub connections: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
@@ -262,13 +277,15 @@ impl Endpoint {
     /// Answers until dropped.
     pub async fn serve(self) {
         let mut connections = JoinSet::new();
+        let mut oldest_first = VecDeque::new();
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < self.limits.connections => {
-                        connections.spawn(answer(stream, self.health.clone(), self.limits));
+                    Ok((stream, _)) => {
+                        make_room(&mut oldest_first, self.limits.connections);
+                        let answered = answer(stream, self.health.clone(), self.limits);
+                        oldest_first.push_back(connections.spawn(answered));
                     }
-                    Ok(_) => tracing::warn!(limit = self.limits.connections, "too many health connections; one closed"),
                     // Out of file handles, say: what is open ends within its time.
                     Err(error) => {
                         tracing::warn!(%error, "failed to accept a health connection");
@@ -278,6 +295,16 @@ impl Endpoint {
                 Some(_) = connections.join_next() => {}
             }
         }
+    }
+}
+
+/// Closes the oldest connections where there are too many. An answer takes no time, so what is old is idle or slow; a
+/// probe that comes while others keep the endpoint busy is answered all the same.
+fn make_room(oldest_first: &mut VecDeque<AbortHandle>, connections_max: usize) {
+    oldest_first.retain(|connection| !connection.is_finished());
+    while oldest_first.len() >= connections_max.max(1) {
+        tracing::warn!(limit = connections_max, "too many health connections; the oldest is closed");
+        oldest_first.pop_front().expect("there is one at least").abort();
     }
 }
 
@@ -321,11 +348,9 @@ impl Health {
     }
 
     fn liveness(&self) -> Reply {
-        let shown = self.shown.borrow();
-        match (shown.state, shown.stuck) {
-            (State::Failed, _) => coded(StatusCode::SERVICE_UNAVAILABLE, "failed"),
-            (_, true) => coded(StatusCode::SERVICE_UNAVAILABLE, "stuck"),
-            _ => coded(StatusCode::OK, "Ok"),
+        match self.ailment() {
+            None => coded(StatusCode::OK, "Ok"),
+            Some(ailment) => coded(StatusCode::SERVICE_UNAVAILABLE, ailment),
         }
     }
 
@@ -351,7 +376,7 @@ impl Health {
         json!({
             "state": shown.state,
             "state_s": shown.since.elapsed().as_secs(),
-            "stuck": shown.stuck,
+            "stuck": shown.stuck(),
             "reason": shown.reason,
             "phases": phases,
             "model": shown.model.as_ref().map(|model| &model.name),

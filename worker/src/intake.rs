@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use inferq_shared::broker::QueueNames;
 use inferq_shared::job::{DecodeErrorKind, Encoding, Inputs, Item, Job, JobId, Limits, Parameters, ReplyTo, attribute};
 use inferq_shared::reply::{ReplyError, Status};
-use jiff::Timestamp;
+use inferq_shared::telemetry::story;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::assemble::Signature;
 use crate::clock::Clock;
 use crate::engine::ModelInfo;
-use crate::ticket::{Case, Outbound, Received, Ticket, TicketItem};
+use crate::ticket::{Case, Outbound, Received, ReleaseReason, Ticket, TicketItem};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
 /// What intake checks jobs against.
@@ -85,7 +86,9 @@ impl Intake {
     /// Looks into one delivery.
     pub fn admit(&self, received: Received) -> Admission {
         let started = self.clock.now();
-        match Job::decode(&received.message.body, &self.settings.limits) {
+        let decoded = Job::decode(&received.message.body, &self.settings.limits);
+        self.tell(&received, decoded.as_ref().map_or_else(|error| error.id.as_ref(), |job| Some(&job.id)));
+        match decoded {
             Ok(job) if self.fits(&job) => self.accept(job, received, started),
             Ok(job) => self.misfit(received, Some(job.id), "another model"),
             Err(error) if error.kind == DecodeErrorKind::Version => {
@@ -98,6 +101,13 @@ impl Intake {
         }
     }
 
+    fn tell(&self, received: &Received, id: Option<&JobId>) {
+        if received.attempt > 1 || story::is_told() {
+            let queued = self.published_at(received).map(|at| self.clock.since(at));
+            story::received(id, received.attempt, queued, &self.signature.worker);
+        }
+    }
+
     fn fits(&self, job: &Job) -> bool {
         job.model.as_ref().is_none_or(|model| *model == self.info.name)
     }
@@ -106,7 +116,7 @@ impl Intake {
     fn misfit(&self, received: Received, id: Option<JobId>, needs: &str) -> Admission {
         let published = self.published_at(&received);
         if published.is_none_or(|at| self.clock.since(at) < self.settings.unfit_limit) {
-            return Admission::Misfit(received.release(MISFIT_DELAY));
+            return Admission::Misfit(received.release(ReleaseReason::Misfit, MISFIT_DELAY));
         }
         let limit_s = self.settings.unfit_limit.as_secs();
         let message = format!("the job needs {needs}, and no worker that has it took the job within {limit_s} s");
@@ -147,6 +157,7 @@ impl Intake {
         let items = self.tokenise(&case.id, parameters.truncate, items);
         case.hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
         case.intake = self.clock.now().saturating_duration_since(started);
+        let deadline = deadline.filter(|_| !crate::mutant::active("deadlines_ignored"));
         Admission::Run(Ticket { case, items, deadline: deadline.map(|deadline| self.instant_of(deadline)) })
     }
 
@@ -179,10 +190,12 @@ impl Intake {
 
     fn check(&self, case: &Case, items: &[Item], deadline: Option<Timestamp>) -> Result<(), Refusal> {
         if case.attempt > self.settings.attempts_max && !crate::mutant::active("attempts_unlimited") {
+            story::exhausted(&case.id, case.attempt);
             let message = format!("a worker was lost {} times while it had this job", case.attempt - 1);
             return Err(Refusal { status: Status::Failed, error: ReplyError::new("attempts_exhausted", message) });
         }
-        if deadline.is_some_and(|deadline| self.clock.since(deadline) > self.settings.clock_skew) {
+        let is_past = |deadline| self.clock.since(deadline) > self.settings.clock_skew;
+        if deadline.is_some_and(is_past) && !crate::mutant::active("deadlines_ignored") {
             let message = "the job's deadline had passed when a worker took it";
             return Err(Refusal { status: Status::Expired, error: ReplyError::new("expired", message) });
         }
@@ -267,9 +280,14 @@ impl Intake {
 
     /// The runtime's instant at which a deadline has passed for sure.
     fn instant_of(&self, deadline: Timestamp) -> Instant {
-        let left = Duration::try_from(deadline.duration_since(self.clock.wall())).unwrap_or_default();
+        let skew = SignedDuration::try_from(self.settings.clock_skew).unwrap_or(SignedDuration::MAX);
+        // From a deadline that has passed, the skew lasts no longer than from any other.
+        let left = deadline.duration_since(self.clock.wall()).saturating_add(skew);
+        if crate::mutant::active("deadlines_early") {
+            return self.clock.now();
+        }
         // A deadline centuries away is none.
-        let left = left.saturating_add(self.settings.clock_skew).min(Duration::from_secs(365 * 24 * 3600));
+        let left = Duration::try_from(left).unwrap_or_default().min(Duration::from_secs(365 * 24 * 3600));
         self.clock.now() + left
     }
 }

@@ -5,12 +5,13 @@
 //!  Delivery    Ticket     Batch     Answers    Reply        Confirmed  lease.ack()
 //! ```
 //!
-//! [`receive`] pulls while there is room; [`intake`] decodes, checks and tokenises; [`dispatch`] keeps the open jobs and
+//! [`receive`] pulls while there is room; [`admit`] has jobs decoded, checked and tokenised by [`intake`]; [`dispatch`] keeps the open jobs and
 //! moves items through the pure [`batch`] policy to the [`replica`]s, each an [`engine`] on a thread of its own;
 //! [`assemble`] puts answers together in input order; [`outbox`] publishes, waits for the confirm, and settles.
 //! [`pipeline`] is the only file that makes channels and spawns. [`serve`] loads, warms and checks a model and then runs
-//! the line; [`health`] tells the outside how far it is.
+//! the line; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
 
+pub mod admit;
 pub mod assemble;
 pub mod assets;
 pub mod batch;
@@ -26,6 +27,7 @@ pub mod mutant;
 pub mod offload;
 pub mod outbox;
 pub mod pipeline;
+pub mod pulse;
 pub mod receive;
 pub mod replica;
 pub mod serve;

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use inferq_shared::backoff::Backoff;
-use inferq_shared::broker::{Attributes, BrokerError, Message, Publisher};
-use inferq_shared::job::{VERSION, attribute};
-use inferq_shared::telemetry;
+use inferq_shared::broker::{Attributes, BrokerError, Lease, Message, Publisher};
+use inferq_shared::job::{JobId, VERSION, attribute};
+use inferq_shared::telemetry::{self, story};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::offload::Offload;
-use crate::ticket::{Answered, Outbound};
+use crate::pulse::Pulse;
+use crate::ticket::{Answered, Outbound, ReleaseReason};
 
 /// The stage.
 pub struct Outbox<P> {
@@ -38,6 +39,8 @@ pub struct Outbox<P> {
     pub offload: Offload,
     /// The time.
     pub clock: Clock,
+    /// Beats while the stage turns.
+    pub pulse: Pulse,
     /// Jitter.
     pub seed: u64,
 }
@@ -58,6 +61,7 @@ impl<P: Publisher> Outbox<P> {
         let mut flights: FuturesUnordered<BoxFuture<'static, Landed>> = FuturesUnordered::new();
         let mut open = true;
         while open || !flights.is_empty() {
+            self.pulse.beat();
             tokio::select! {
                 biased;
                 Some(landed) = flights.next(), if !flights.is_empty() => {
@@ -67,6 +71,7 @@ impl<P: Publisher> Outbox<P> {
                     Some(outbound) => self.take(outbound, &mut waiting, &flights),
                     None => open = false,
                 },
+                () = self.pulse.due() => {}
             }
             while let Ok(outbound) = self.outbound.try_recv() {
                 self.take(outbound, &mut waiting, &flights);
@@ -82,20 +87,21 @@ impl<P: Publisher> Outbox<P> {
         flights: &FuturesUnordered<BoxFuture<'static, Landed>>,
     ) {
         match outbound {
-            Outbound::Reply(answered) => waiting.entry(answered.route.clone()).or_default().push(*answered),
-            Outbound::Release { lease, hold, after } => flights.push(Box::pin(async move {
+            Outbound::Reply(answered) => {
+                story::answered(&answered.reply);
+                waiting.entry(answered.route.clone()).or_default().push(*answered);
+            }
+            Outbound::Release { id, lease, hold, reason, after } => flights.push(Box::pin(async move {
                 if crate::mutant::active("release_spends_attempt") {
                     drop(lease);
                 } else {
-                    telemetry::settled("release", lease.release(after).await);
+                    story::released(id.as_ref(), reason.as_str(), after, lease.release(after).await);
                 }
                 drop(hold);
                 None
             })),
             Outbound::Dead { lease, hold, reason } => flights.push(Box::pin(async move {
-                let word = reason.split(':').next().unwrap_or_default().to_owned();
-                telemetry::dead_lettered(&word);
-                telemetry::settled("dead_letter", lease.dead_letter(reason).await);
+                story::dead_lettered(None, &reason, lease.dead_letter(reason.as_str()).await);
                 drop(hold);
                 None
             })),
@@ -153,7 +159,7 @@ struct Flight<P> {
 /// How a flight ended.
 enum Landing {
     Confirmed,
-    Released(Duration),
+    Released(ReleaseReason),
     Undeliverable(BrokerError),
     NoRoom,
 }
@@ -197,7 +203,7 @@ impl<P: Publisher> Flight<P> {
             let working = self.working.clone();
             let published = tokio::select! {
                 biased;
-                () = working.cancelled() => return Landing::Released(Duration::ZERO),
+                () = working.cancelled() => return Landing::Released(ReleaseReason::DrainLimit),
                 published = self.publisher.publish(&self.route, messages.clone()) => published,
             };
             let error = match published {
@@ -207,17 +213,17 @@ impl<P: Publisher> Flight<P> {
                     return Landing::Undeliverable(error);
                 }
                 Err(error) if error.is_transient() => error,
-                Err(BrokerError::Closed) => return Landing::Released(Duration::ZERO),
+                Err(BrokerError::Closed) => return Landing::Released(ReleaseReason::Outage),
                 Err(error) => return Landing::Undeliverable(error),
             };
             telemetry::broker_failed("publish", &error);
             if self.clock.now().saturating_duration_since(held_since) >= self.lease_max {
-                return Landing::Released(Duration::ZERO);
+                return Landing::Released(ReleaseReason::Outage);
             }
             match error {
                 BrokerError::Full(_) if answered.len() > 1 => return Landing::NoRoom,
                 BrokerError::Full(_) if self.clock.now().saturating_duration_since(self.since) >= FULL_ROUTE_WAIT => {
-                    return Landing::Released(FULL_ROUTE_WAIT);
+                    return Landing::Released(ReleaseReason::RouteFull);
                 }
                 BrokerError::Full(_) => {}
                 _ => {
@@ -228,7 +234,7 @@ impl<P: Publisher> Flight<P> {
             failures += 1;
             tokio::select! {
                 biased;
-                () = working.cancelled() => return Landing::Released(Duration::ZERO),
+                () = working.cancelled() => return Landing::Released(ReleaseReason::DrainLimit),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -241,22 +247,24 @@ async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
         let landing = &landing;
         async move {
             match landing {
-                Landing::Confirmed => {
-                    telemetry::job_done(&reply, at);
-                    telemetry::settled("ack", lease.ack().await);
-                }
-                Landing::Released(after) => telemetry::settled("release", lease.release(*after).await),
-                Landing::NoRoom => telemetry::settled("release", lease.release(FULL_ROUTE_WAIT).await),
+                Landing::Confirmed => story::acked(&reply, at, lease.ack().await),
+                Landing::Released(reason) => release(&reply.id, lease, *reason).await,
+                Landing::NoRoom => release(&reply.id, lease, ReleaseReason::RouteFull).await,
                 Landing::Undeliverable(error) => {
-                    telemetry::dead_lettered("reply_undeliverable");
                     let reason = format!("reply_undeliverable: {error} (route {route})");
-                    telemetry::settled("dead_letter", lease.dead_letter(reason).await);
+                    story::dead_lettered(Some(&reply.id), &reason, lease.dead_letter(reason.as_str()).await);
                 }
             }
             drop(hold);
         }
     });
     join_all(settlements).await;
+}
+
+async fn release(id: &JobId, lease: Lease, reason: ReleaseReason) {
+    // What a full route holds back waits, so that others get their turn.
+    let after = if reason == ReleaseReason::RouteFull { FULL_ROUTE_WAIT } else { Duration::ZERO };
+    story::released(Some(id), reason.as_str(), after, lease.release(after).await);
 }
 
 fn encode(answered: Vec<Answered>) -> (Vec<Answered>, Vec<Message>) {

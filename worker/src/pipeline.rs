@@ -15,7 +15,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesOrdered, StreamExt};
 use inferq_shared::broker::{BrokerError, Consumer, Publisher};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -23,20 +22,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::Admit;
 use crate::assemble::Signature;
-use crate::batch::{Batch, BatchLimits};
+use crate::batch::BatchLimits;
 use crate::clock::Clock;
-use crate::dispatch::{DeviceLost, Dispatch};
+use crate::dispatch::{DeviceLost, Dispatch, Lane};
 use crate::engine::ModelInfo;
 use crate::fitness::Fitness;
 use crate::health::Health;
 use crate::in_flight::{Bounds, InFlight};
-use crate::intake::{Admission, Intake, IntakeSettings};
+use crate::intake::{Intake, IntakeSettings};
 use crate::offload::Offload;
 use crate::outbox::Outbox;
+use crate::pulse::Watchdog;
 use crate::receive::{Mode, Receive};
 use crate::replica::{Host, Ran, Replica, run_inline, run_on_thread};
-use crate::ticket::{Outbound, Received, Ticket};
 use crate::tokenize::Tokenizer;
 
 /// The numbers that the line runs by.
@@ -50,7 +50,7 @@ pub struct Settings {
     pub bounds: Bounds,
     /// From stop fetching to stop working.
     pub drain_limit: Duration,
-    /// How long one batch may take before the engine counts as stuck.
+    /// How long one batch, or one turn of a stage's loop, may take before the worker counts as stuck.
     pub watchdog: Duration,
     /// How long a job may be held.
     pub lease_max: Duration,
@@ -76,7 +76,7 @@ pub struct Parts<C, P> {
     pub info: Arc<ModelInfo>,
     /// This worker's name in replies.
     pub worker: String,
-    /// Whether the consumer renews its leases; the line says no while an engine is stuck.
+    /// Whether the consumer renews its leases; the line says no while it is stuck.
     pub renew: watch::Sender<bool>,
     /// What the worker holds, shown to the outside.
     pub in_flight: InFlight,
@@ -101,7 +101,7 @@ pub enum PipelineError {
 
 /// Pulls handed to a stage ahead of it.
 const AHEAD: usize = 2;
-/// How often samples are folded into their histograms.
+/// How often the watchdog is asked, and samples are folded into their histograms.
 const UPKEEP: Duration = Duration::from_millis(500);
 /// Jobs on their way to the outbox beyond what it holds.
 const OUTBOUND: usize = 1024;
@@ -114,10 +114,13 @@ pub async fn run<C: Consumer, P: Publisher>(parts: Parts<C, P>, stop: Cancellati
     let stop = stop.child_token();
     let working = CancellationToken::new();
     let drain_limit = parts.settings.drain_limit;
-    let health = parts.health.clone();
+    let watchdog = Watchdog::new(parts.settings.watchdog, parts.clock);
+    parts.health.watched_by(watchdog.clone());
+    let guard =
+        Guard { watchdog: watchdog.clone(), renew: parts.renew.clone(), health: parts.health.clone(), stuck: None };
     let mut stages: JoinSet<Result<(), PipelineError>> = JoinSet::new();
-    let threads = spawn_stages(parts, &stop, &working, &mut stages);
-    let ended = supervise(&mut stages, &stop, &working, drain_limit, &health).await;
+    let threads = spawn_stages(parts, &watchdog, &stop, &working, &mut stages);
+    let ended = supervise(&mut stages, &stop, &working, drain_limit, guard).await;
     // At the drain limit a thread may still be computing; the process ends without it.
     threads.into_iter().filter(|thread| thread.is_finished()).for_each(|thread| {
         if let Err(panic) = thread.join() {
@@ -133,8 +136,9 @@ async fn supervise(
     stop: &CancellationToken,
     working: &CancellationToken,
     drain_limit: Duration,
-    health: &Health,
+    mut guard: Guard,
 ) -> Result<(), PipelineError> {
+    let health = guard.health.clone();
     let drain = async {
         stop.cancelled().await;
         health.draining();
@@ -153,7 +157,7 @@ async fn supervise(
             joined = stages.join_next() => joined,
             () = &mut drain => continue,
             _ = upkeep.tick() => {
-                health.upkeep();
+                guard.look();
                 continue;
             }
         };
@@ -171,8 +175,37 @@ async fn supervise(
     }
 }
 
+/// Looks after a line that runs: stops renewing leases, and pulling, while it is stuck.
+struct Guard {
+    watchdog: Watchdog,
+    renew: watch::Sender<bool>,
+    health: Health,
+    stuck: Option<String>,
+}
+
+impl Guard {
+    fn look(&mut self) {
+        self.health.upkeep();
+        let stuck = self.watchdog.stuck().filter(|_| !crate::mutant::active("watchdog_asleep"));
+        if stuck == self.stuck {
+            return;
+        }
+        match (&stuck, &self.stuck) {
+            (Some(name), _) => {
+                tracing::error!(name, "stuck: leases are no longer renewed, and no jobs are taken");
+            }
+            (None, before) => tracing::info!(name = before, "turns again"),
+        }
+        if !crate::mutant::active("renews_while_stuck") {
+            self.renew.send_replace(stuck.is_none());
+        }
+        self.stuck = stuck;
+    }
+}
+
 fn spawn_stages<C: Consumer, P: Publisher>(
     parts: Parts<C, P>,
+    watchdog: &Watchdog,
     stop: &CancellationToken,
     working: &CancellationToken,
     stages: &mut JoinSet<Result<(), PipelineError>>,
@@ -198,7 +231,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     let (outage, outage_shown) = watch::channel(0);
     let fitness = Fitness::default();
     let signature = Arc::new(Signature::new(&info, worker));
-    let (lanes, ran, threads) = spawn_replicas(replicas, stages);
+    let (lanes, ran, threads) = spawn_replicas(replicas, watchdog, working, stages);
 
     let outbox = Outbox {
         publisher,
@@ -208,6 +241,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         lease_max: settings.lease_max,
         offload,
         clock,
+        pulse: watchdog.pulse("outbox"),
         seed: settings.seed,
     };
     let dispatch = Dispatch {
@@ -222,9 +256,8 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         in_flight: in_flight.clone(),
         signature: Arc::clone(&signature),
         drain_limit: settings.drain_limit,
-        watchdog: settings.watchdog,
-        renew,
         health: health.clone(),
+        pulse: watchdog.pulse("dispatch"),
         clock,
     };
     let attempts_max = settings.intake.attempts_max;
@@ -237,18 +270,22 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         fitness: fitness.clone(),
         threads: settings.intake_threads,
         offload,
+        working: working.clone(),
+        pulse: watchdog.pulse("intake"),
     };
     let receive = Receive {
         consumer,
         in_flight,
         fitness,
         outage: outage_shown,
+        renewing: renew.subscribe(),
         mode,
         received,
         outbound,
         stop: stop.clone(),
         attempts_max,
         health,
+        pulse: watchdog.pulse("receive"),
         clock,
         rng: StdRng::seed_from_u64(settings.seed),
         suspects: false,
@@ -266,107 +303,35 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     threads
 }
 
-type Lanes = (Vec<mpsc::Sender<Batch>>, mpsc::Receiver<Ran>, Vec<std::thread::JoinHandle<()>>);
+type Lanes = (Vec<Lane>, mpsc::Receiver<Ran>, Vec<std::thread::JoinHandle<()>>);
 
-fn spawn_replicas(replicas: Vec<Replica>, stages: &mut JoinSet<Result<(), PipelineError>>) -> Lanes {
+fn spawn_replicas(
+    replicas: Vec<Replica>,
+    watchdog: &Watchdog,
+    working: &CancellationToken,
+    stages: &mut JoinSet<Result<(), PipelineError>>,
+) -> Lanes {
     let (ran, from_replicas) = mpsc::channel(replicas.len() * 2);
     let (mut lanes, mut threads) = (Vec::new(), Vec::new());
     for (lane, Replica { engine, host }) in replicas.into_iter().enumerate() {
-        let (batches, to_replica) = mpsc::channel(2);
+        let (sender, to_replica) = mpsc::channel(2);
         let ran = ran.clone();
-        lanes.push(batches);
+        let name = format!("engine-{lane}");
+        lanes.push(Lane { sender, pulse: watchdog.pulse(name.as_str()), batches: 0 });
         match host {
             Host::Inline(cost) => {
+                let working = working.clone();
                 stages.spawn(async move {
-                    run_inline(lane, engine, cost, to_replica, ran).await;
+                    run_inline(lane, engine, cost, to_replica, ran, working).await;
                     Ok(())
                 });
             }
             Host::Thread => {
-                let named = std::thread::Builder::new().name(format!("engine-{lane}"));
+                let named = std::thread::Builder::new().name(name);
                 let thread = named.spawn(move || run_on_thread(lane, engine, to_replica, &ran));
                 threads.push(thread.expect("the system has room for a thread a replica"));
             }
         }
     }
     (lanes, from_replicas, threads)
-}
-
-/// The intake stage: admits pulls on CPU threads, in order, a few at once.
-struct Admit {
-    intake: Intake,
-    received: mpsc::Receiver<Vec<Received>>,
-    tickets: mpsc::Sender<Vec<Ticket>>,
-    outbound: mpsc::Sender<Outbound>,
-    fitness: Fitness,
-    threads: usize,
-    offload: Offload,
-}
-
-/// The fewest jobs worth a thread's attention.
-const CHUNK_JOBS_MIN: usize = 16;
-
-impl Admit {
-    async fn run(mut self) {
-        let mut admitting = FuturesOrdered::new();
-        let mut open = true;
-        while open || !admitting.is_empty() {
-            tokio::select! {
-                biased;
-                Some(admissions) = admitting.next(), if !admitting.is_empty() => self.hand_over(admissions).await,
-                received = self.received.recv(), if open && admitting.len() < self.threads => match received {
-                    Some(received) => {
-                        for chunk in chunks(received, self.threads) {
-                            let intake = self.intake.clone();
-                            let admit = move || chunk.into_iter().map(|job| intake.admit(job)).collect::<Vec<_>>();
-                            admitting.push_back(self.offload.run(admit));
-                        }
-                    }
-                    None => open = false,
-                },
-            }
-        }
-    }
-
-    async fn hand_over(&mut self, admissions: Vec<Admission>) {
-        let mut tickets = Vec::with_capacity(admissions.len());
-        for admission in admissions {
-            match admission {
-                Admission::Run(ticket) => {
-                    self.fitness.fit();
-                    tickets.push(ticket);
-                }
-                Admission::Leave(outbound) => self.send(outbound).await,
-                Admission::Misfit(outbound) => {
-                    self.fitness.misfit();
-                    self.send(outbound).await;
-                }
-            }
-        }
-        if tickets.is_empty() {
-            return;
-        }
-        // Dispatch is gone only when the device is lost: then the jobs go back unspent.
-        if let Err(unsent) = self.tickets.send(tickets).await {
-            for ticket in unsent.0 {
-                self.send(ticket.case.release(Duration::ZERO)).await;
-            }
-        }
-    }
-
-    async fn send(&self, outbound: Outbound) {
-        // The outbox outlives this stage; were it gone, dropping the lease would redeliver the job.
-        let _ = self.outbound.send(outbound).await;
-    }
-}
-
-fn chunks(mut received: Vec<Received>, threads: usize) -> Vec<Vec<Received>> {
-    let size = received.len().div_ceil(threads).max(CHUNK_JOBS_MIN);
-    let mut chunks = Vec::new();
-    while received.len() > size {
-        let rest = received.split_off(size);
-        chunks.push(std::mem::replace(&mut received, rest));
-    }
-    chunks.push(received);
-    chunks
 }

@@ -18,7 +18,8 @@ use crate::clock::Clock;
 use crate::fitness::{Fitness, UNFIT_PAUSE};
 use crate::health::Health;
 use crate::in_flight::InFlight;
-use crate::ticket::{Outbound, Received};
+use crate::pulse::Pulse;
+use crate::ticket::{Outbound, Received, ReleaseReason};
 
 /// The attempt from which on a job is a suspect.
 pub const SUSPECT_ATTEMPT: u32 = 3;
@@ -45,6 +46,8 @@ pub struct Receive<C> {
     pub fitness: Fitness,
     /// How many replies are kept back by a broken dependency.
     pub outage: watch::Receiver<usize>,
+    /// Whether leases are renewed: not while the line is stuck.
+    pub renewing: watch::Receiver<bool>,
     /// Tells the later stages to run or to give back.
     pub mode: watch::Sender<Mode>,
     /// To intake.
@@ -57,6 +60,8 @@ pub struct Receive<C> {
     pub attempts_max: u32,
     /// The state shown to the outside.
     pub health: Health,
+    /// Beats while the stage turns or waits for somebody else.
+    pub pulse: Pulse,
     /// The time.
     pub clock: Clock,
     /// Jitter.
@@ -81,7 +86,9 @@ impl<C: Consumer> Receive<C> {
             let pulled = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !crate::mutant::active("pull_after_stop") => break Ok(()),
-                pulled = self.consumer.receive(pull) => pulled,
+                // What a dropped call would have brought comes with the next one.
+                () = paused(&mut self.outage, &mut self.renewing) => continue,
+                pulled = self.pulse.wait(self.consumer.receive(pull)) => pulled,
             };
             match pulled {
                 Ok(deliveries) => {
@@ -93,7 +100,7 @@ impl<C: Consumer> Receive<C> {
                 Err(error) if error.is_transient() => {
                     telemetry::broker_failed("receive", &error);
                     let wait = Backoff::BROKER.delay(failures, &mut self.rng);
-                    if or_stopped(&self.stop, tokio::time::sleep(wait)).await.is_err() {
+                    if self.or_stopped(tokio::time::sleep(wait)).await.is_err() {
                         break Ok(());
                     }
                     failures += 1;
@@ -102,23 +109,33 @@ impl<C: Consumer> Receive<C> {
             }
         };
         self.mode.send_replace(Mode::Clearing);
-        self.consumer.close().await;
+        self.pulse.wait(self.consumer.close()).await;
         ended
     }
 
     /// Waits until a pull is wanted, and says how much.
     async fn until_wanted(&mut self) -> Result<Pull, Stopped> {
         self.while_unfit().await?;
-        let Self { outage, in_flight, stop, .. } = self;
+        let Self { outage, renewing, in_flight, stop, pulse, .. } = self;
         let wanted = async {
-            // The sender is in the outbox, which outlives this stage.
-            let _ = outage.wait_for(|replies| *replies == 0).await;
-            in_flight.room().await
+            if crate::mutant::active("pull_in_outage") {
+                return in_flight.room().await;
+            }
+            loop {
+                // The senders are in the outbox and the line's guard, which outlive this stage.
+                let _ = outage.wait_for(|replies| *replies == 0).await;
+                let _ = renewing.wait_for(|renewing| *renewing).await;
+                let pull = in_flight.room().await;
+                // It may have taken long.
+                if *outage.borrow() == 0 && *renewing.borrow() {
+                    return pull;
+                }
+            }
         };
         let pull = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Stopped),
-            pull = wanted => pull,
+            pull = pulse.wait(wanted) => pull,
         };
         let jobs_max = match (self.fitness.is_unfit(), self.suspects) {
             (true, _) => NonZeroUsize::MIN,
@@ -136,13 +153,13 @@ impl<C: Consumer> Receive<C> {
             return Ok(());
         }
         let in_flight = self.in_flight.clone();
-        or_stopped(&self.stop, in_flight.down_to(0)).await?;
+        self.or_stopped(in_flight.down_to(0)).await?;
         if !self.fitness.is_unfit() {
             self.health.unfit(false);
             return Ok(());
         }
         self.health.unfit(true);
-        or_stopped(&self.stop, tokio::time::sleep(UNFIT_PAUSE)).await
+        self.or_stopped(tokio::time::sleep(UNFIT_PAUSE)).await
     }
 
     async fn hand_over(&mut self, deliveries: Vec<Delivery>) -> Result<(), Stopped> {
@@ -159,7 +176,7 @@ impl<C: Consumer> Receive<C> {
         if self.suspects && !crate::mutant::active("no_isolation") {
             return self.isolate(received).await;
         }
-        self.received.send(received).await.map_err(|_| Stopped)
+        self.send(received).await
     }
 
     /// Runs one group of suspects with nothing else in the process.
@@ -168,33 +185,51 @@ impl<C: Consumer> Receive<C> {
         if in_flight.counts().jobs > received.len() {
             // The others run to their end first. One of them may be a killer too, and a suspect that was held meanwhile
             // could lose its last attempt by it; so it waits in the queue.
-            self.release(received).await?;
-            return or_stopped(&self.stop, in_flight.down_to(0)).await;
+            self.release(received, ReleaseReason::Suspect).await?;
+            return self.or_stopped(in_flight.down_to(0)).await;
         }
         let (group, rest) = choose_group(received, self.attempts_max);
         tracing::info!(jobs = group.len(), "suspects run apart");
-        self.release(rest).await?;
-        if or_stopped(&self.stop, in_flight.down_to(group.len())).await.is_err() {
-            self.release(group).await?;
+        self.release(rest, ReleaseReason::Suspect).await?;
+        if self.or_stopped(in_flight.down_to(group.len())).await.is_err() {
+            self.release(group, ReleaseReason::Draining).await?;
             return Err(Stopped);
         }
-        self.received.send(group).await.map_err(|_| Stopped)?;
-        or_stopped(&self.stop, in_flight.down_to(0)).await
+        self.send(group).await?;
+        self.or_stopped(in_flight.down_to(0)).await
     }
 
-    async fn release(&mut self, jobs: Vec<Received>) -> Result<(), Stopped> {
+    async fn send(&mut self, received: Vec<Received>) -> Result<(), Stopped> {
+        // Intake may have much to do; whether it does it shows its own pulse.
+        self.pulse.wait(self.received.send(received)).await.map_err(|_| Stopped)
+    }
+
+    async fn release(&mut self, jobs: Vec<Received>, reason: ReleaseReason) -> Result<(), Stopped> {
         for job in jobs {
-            self.outbound.send(job.release(Duration::ZERO)).await.map_err(|_| Stopped)?;
+            self.outbound.send(job.release(reason, Duration::ZERO)).await.map_err(|_| Stopped)?;
         }
         Ok(())
     }
+
+    async fn or_stopped(&mut self, wait: impl Future<Output = ()>) -> Result<(), Stopped> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Stopped),
+            () = self.pulse.wait(wait) => Ok(()),
+        }
+    }
 }
 
-async fn or_stopped(stop: &CancellationToken, wait: impl Future<Output = ()>) -> Result<(), Stopped> {
+/// Returns when a reply is kept back by a broken dependency, or the line is stuck.
+async fn paused(outage: &mut watch::Receiver<usize>, renewing: &mut watch::Receiver<bool>) {
+    if crate::mutant::active("pull_in_outage") {
+        return std::future::pending().await;
+    }
+    // The senders outlive this stage; see `until_wanted`.
     tokio::select! {
         biased;
-        () = stop.cancelled() => Err(Stopped),
-        () = wait => Ok(()),
+        _ = outage.wait_for(|replies| *replies > 0) => {}
+        _ = renewing.wait_for(|renewing| !*renewing) => {}
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use inferq_shared::reply::ReplyError;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::Batch;
 use crate::engine::{Answer, Engine, EngineError, Tokens};
@@ -24,8 +25,11 @@ pub enum Host {
     /// On a thread of its own.
     Thread,
     /// On the runtime's thread, each batch taking as long as this function says. For the simulation.
-    Inline(fn(&Batch) -> Duration),
+    Inline(Cost),
 }
+
+/// How long a batch takes on the runtime's clock.
+pub type Cost = Box<dyn FnMut(&Batch) -> Duration + Send>;
 
 /// A batch that has run.
 #[derive(Debug)]
@@ -65,17 +69,22 @@ pub fn run_on_thread(
     }
 }
 
-/// Runs batches as a task, on the runtime's clock.
+/// Runs batches as a task, on the runtime's clock, until working stops: as a process ends without its threads.
 pub async fn run_inline(
     lane: usize,
     mut engine: Box<dyn Engine>,
-    cost: fn(&Batch) -> Duration,
+    mut cost: Cost,
     mut batches: mpsc::Receiver<Batch>,
     ran: mpsc::Sender<Ran>,
+    working: CancellationToken,
 ) {
     while let Some(batch) = batches.recv().await {
         let started = tokio::time::Instant::now();
-        tokio::time::sleep(cost(&batch)).await;
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(cost(&batch)) => {}
+            () = working.cancelled() => return,
+        }
         let outcome = run(engine.as_mut(), &batch);
         let ended = outcome.is_err();
         let ran_batch = Ran { lane, batch, outcome, started: started.into_std(), took: started.elapsed() };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inferq_shared::broker::{Delivery, Lease, Message};
-use inferq_shared::job::{JobId, Metadata, Parameters};
+use inferq_shared::job::{JobId, Metadata, Parameters, attribute};
 use inferq_shared::reply::Reply;
 
 use crate::engine::Tokens;
@@ -35,8 +35,9 @@ impl Received {
     }
 
     /// Leaves the line unanswered and unspent.
-    pub fn release(self, after: Duration) -> Outbound {
-        Outbound::Release { lease: self.lease, hold: self.hold, after }
+    pub fn release(mut self, reason: ReleaseReason, after: Duration) -> Outbound {
+        let id = self.message.attributes.remove(attribute::JOB_ID).and_then(|id| JobId::new(id).ok());
+        Outbound::Release { id, lease: self.lease, hold: self.hold, reason, after }
     }
 }
 
@@ -91,8 +92,47 @@ pub struct Case {
 
 impl Case {
     /// Leaves the line unanswered and unspent.
-    pub fn release(self, after: Duration) -> Outbound {
-        Outbound::Release { lease: self.lease, hold: self.hold, after }
+    pub fn release(self, reason: ReleaseReason) -> Outbound {
+        let Self { id, lease, hold, .. } = self;
+        Outbound::Release { id: Some(id), lease, hold, reason, after: Duration::ZERO }
+    }
+}
+
+/// Why a job is given back unanswered, its attempt unspent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleaseReason {
+    /// The worker stops, and the job is in no batch yet.
+    Draining,
+    /// The worker stops, and the job was not done by the drain limit.
+    DrainLimit,
+    /// A suspect runs apart: this one is not in its group, or is a suspect that waits for the others to end.
+    Suspect,
+    /// This worker can't run it, but another may.
+    Misfit,
+    /// Its reply could not be published for as long as it may be held.
+    Outage,
+    /// The route of its reply was full for too long.
+    RouteFull,
+    /// The device is lost, though not on this job.
+    Device,
+}
+
+impl ReleaseReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] =
+        [Self::Draining, Self::DrainLimit, Self::Suspect, Self::Misfit, Self::Outage, Self::RouteFull, Self::Device];
+
+    /// The reason's name in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::DrainLimit => "drain_limit",
+            Self::Suspect => "suspect",
+            Self::Misfit => "misfit",
+            Self::Outage => "outage",
+            Self::RouteFull => "route_full",
+            Self::Device => "device",
+        }
     }
 }
 
@@ -103,10 +143,14 @@ pub enum Outbound {
     Reply(Box<Answered>),
     /// Given back unspent.
     Release {
+        /// The job, where its id can be told.
+        id: Option<JobId>,
         /// The right to settle it.
         lease: Lease,
         /// Its share of what is in flight.
         hold: Hold,
+        /// Why.
+        reason: ReleaseReason,
         /// When it may be seen again.
         after: Duration,
     },

@@ -6,20 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use inferq_shared::broker::memory::{Call, End, Event, Fault};
-use inferq_shared::broker::{Message, Verdict};
+use inferq_shared::broker::Message;
+use inferq_shared::broker::memory::{End, Event, Fault};
 use inferq_shared::job::attribute;
 use inferq_shared::reply::{Reply, Status};
 
 use super::{Entry, What};
-use crate::world::engine::{Outcome, embedding, tokens};
+use crate::world::engine::Outcome;
 use crate::world::queues;
-use crate::world::scenario::{EngineFault, Fate, Kind, POISON, PlannedJob, SLOW, Scenario, Trouble, has};
+use crate::world::scenario::{Kind, POISON, PlannedJob, Scenario, has};
+
+mod bounds;
+mod leases;
+mod pulse;
+mod replies;
+mod runs;
 
 /// The attempt from which on a job is a suspect.
 const SUSPECT_ATTEMPT: u32 = 3;
-/// The largest difference between two computations of one embedding.
-const TOLERANCE: f32 = 1e-6;
 
 /// Everything in the history that the design forbids.
 pub fn breaches(scenario: &Scenario, entries: &[Entry]) -> Vec<String> {
@@ -45,9 +49,12 @@ struct Checker<'a> {
     runs: Vec<RunSeen>,
 }
 
+#[derive(Clone)]
 struct JobMessage {
     number: usize,
     bytes: usize,
+    /// What a worker that holds it counts at least.
+    tokens: usize,
     losses: u32,
 }
 
@@ -68,6 +75,22 @@ struct Process {
     over: bool,
     clean: bool,
     sick: bool,
+    /// The routes to which its replies can't be published.
+    outages: BTreeSet<String>,
+    batches: Vec<BatchSeen>,
+    /// When it was found not to be live.
+    failed_probes: Vec<Duration>,
+    live: bool,
+    /// When it was asked to stop, and when it was over.
+    stopped_at: Option<Duration>,
+    over_at: Option<Duration>,
+}
+
+/// A batch that began.
+struct BatchSeen {
+    at: Duration,
+    cost: Duration,
+    tokens: usize,
 }
 
 struct ReplySeen {
@@ -109,12 +132,21 @@ impl<'a> Checker<'a> {
     fn see(&mut self, what: &What) {
         match what {
             What::Broker(event) => self.see_broker(event),
-            What::Ready { link, .. } => self.process(*link).ready = true,
+            What::Ready { link, .. } => (self.process(*link).ready, self.process(*link).live) = (true, true),
+            What::Pulls { link, pull, tokens_max } => self.see_pull(*link, *pull, *tokens_max),
+            What::Told { link, queue, result } => self.see_told(*link, queue, result),
+            What::Began { link, rows, cost, .. } => self.see_batch(*link, rows, *cost),
+            What::Probed { link, live } => self.see_probe(*link, *live),
+            What::OutOfHealth { .. } => {}
             What::Ran { link, rows, outcome, .. } => self.see_run(*link, rows, *outcome),
             What::Sick { link } => self.process(*link).sick = true,
-            What::Stop { link } => self.process(*link).stopped = true,
+            What::Stop { link } => {
+                let at = self.at;
+                self.process(*link).stopped_at.get_or_insert(at);
+                self.process(*link).stopped = true;
+            }
             What::OutOfGrace { link } => self.see_out_of_grace(*link),
-            What::Killed { link } => self.process(*link).over = true,
+            What::Killed { link } => self.see_over(*link),
             What::Ended { link, result } => self.see_end(*link, result),
             What::Gone { .. } => {}
             What::OutOfPatience => self.breach("jobs wait for ever"),
@@ -148,8 +180,7 @@ impl<'a> Checker<'a> {
                 }
             }
             Event::Duplicated { place, copy } => {
-                if let Some(JobMessage { number, bytes, losses }) = self.jobs.get(place) {
-                    let message = JobMessage { number: *number, bytes: *bytes, losses: *losses };
+                if let Some(message) = self.jobs.get(place).cloned() {
                     self.jobs.insert(*copy, message);
                 }
             }
@@ -161,6 +192,8 @@ impl<'a> Checker<'a> {
             Event::Orphaned { token } => {
                 if let Some(lease) = self.leases.get_mut(token) {
                     lease.orphan = true;
+                    let link = lease.link;
+                    self.process(link).outages.clear();
                 }
             }
             Event::Fenced { token, .. } => {
@@ -184,7 +217,8 @@ impl<'a> Checker<'a> {
 
     fn see_job(&mut self, place: u64, message: &Message) {
         let number = self.number_of(message);
-        self.jobs.insert(place, JobMessage { number, bytes: message.body.len(), losses: 0 });
+        let (bytes, tokens) = (message.body.len(), bounds::tokens_at_least(self.job(number), message.body.len()));
+        self.jobs.insert(place, JobMessage { number, bytes, tokens, losses: 0 });
     }
 
     fn see_dead_letter(&mut self, number: usize, reason: String) {
@@ -201,272 +235,11 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Deliveries and leases.
-impl Checker<'_> {
-    /// The leases on jobs that a process holds.
-    fn held(&self, link: u64) -> impl Iterator<Item = &LeaseSeen> {
-        self.leases.values().filter(move |lease| lease.link == link && lease.ended.is_none() && !lease.orphan)
-    }
-
-    fn see_delivery(&mut self, link: u64, place: u64, token: u64, attempt: u32) {
-        let bounds = self.scenario.settings.bounds;
-        let jobs = self.held(link).count();
-        let bytes: usize = self.held(link).map(|lease| self.jobs[&lease.place].bytes).sum();
-        if jobs >= bounds.jobs || bytes >= bounds.bytes {
-            self.breach(format!("process {link} holds {jobs} jobs of {bytes} bytes and pulls more"));
-        }
-        let process = self.process(link);
-        let (early, late) = (!process.ready, process.stopped || process.over);
-        if early || late {
-            self.breach(format!("process {link} pulls {} it should", if early { "before" } else { "after" }));
-        }
-        let losses = self.jobs[&place].losses;
-        if attempt != losses + 1 {
-            self.breach(format!("attempt {attempt} after {losses} losses"));
-        }
-        let lease = LeaseSeen { link, place, attempt, since: self.at, orphan: false, ended: None };
-        self.leases.insert(token, lease);
-    }
-
-    fn see_lease_end(&mut self, token: u64, end: &End) {
-        let Some(lease) = self.leases.get_mut(&token) else { return };
-        if lease.ended.is_some() {
-            return self.breach(format!("lease {token} ends twice"));
-        }
-        lease.ended = Some(end.clone());
-        let (link, place, since) = (lease.link, lease.place, lease.since);
-        let message = self.jobs.get_mut(&place).expect("only published jobs are delivered");
-        if matches!(end, End::Settled(Verdict::Dropped) | End::Expired | End::Disconnected) {
-            message.losses += 1;
-        }
-        let number = message.number;
-        match end {
-            End::Settled(Verdict::Ack) => self.charge_ack(token, link, number, since),
-            End::Settled(Verdict::Dropped) if !self.was_on_lost_device(link, number) => {
-                self.breach(format!("process {link} drops lease {token} of job {number} without need"));
-            }
-            End::Expired if !self.may_expire(token) => {
-                self.breach(format!("process {link} lets lease {token} of job {number} expire"));
-            }
-            End::Disconnected if self.process(link).clean && !self.leases[&token].orphan && !self.may_break() => {
-                self.breach(format!("process {link} ended and kept lease {token} of job {number}"));
-            }
-            _ => {}
-        }
-    }
-
-    /// Each ack needs a reply of its own that was published and confirmed while the lease was held.
-    fn charge_ack(&mut self, token: u64, link: u64, number: usize, since: Duration) {
-        let mut replies = self.replies.values_mut();
-        let paid =
-            replies.find(|reply| reply.credit && reply.link == link && reply.number == number && reply.at >= since);
-        match paid {
-            Some(reply) => reply.credit = false,
-            None => self.breach(format!("job {number} is acked, lease {token}, before a reply of it is confirmed")),
-        }
-    }
-
-    /// Whether the job was in the batch on which the device was lost: those that ran at that moment.
-    fn was_on_lost_device(&self, link: u64, number: usize) -> bool {
-        let lost = |run: &&RunSeen| run.link == link && matches!(run.outcome, Outcome::DeviceLost | Outcome::Short);
-        let sick = self.processes.get(&link).is_some_and(|process| process.sick);
-        let moments: BTreeSet<Duration> =
-            self.runs.iter().filter(|run| lost(run) || (sick && run.link == link)).map(|run| run.at).collect();
-        let texts: BTreeSet<&str> = self.job(number).texts.iter().map(String::as_str).collect();
-        let mut runs = self.runs.iter().filter(|run| run.link == link && moments.contains(&run.at));
-        runs.any(|run| run.rows.iter().any(|row| texts.contains(row.as_str())))
-    }
-
-    fn may_expire(&self, token: u64) -> bool {
-        let lease = &self.leases[&token];
-        let aged = self.at - lease.since >= self.scenario.settings.lease_max;
-        let slow = self.scenario.jobs.iter().any(|job| job.has(SLOW));
-        let stalls = self.scenario.planned().any(|planned| matches!(planned.fault, Fault::Stall(_)));
-        lease.orphan || aged || slow || stalls
-    }
-
-    /// Whether a process's last settlements may meet a broken connection.
-    fn may_break(&self) -> bool {
-        self.scenario.planned().any(|planned| matches!(planned.fault, Fault::Disconnect(_)))
-    }
-
-    fn see_out_of_grace(&mut self, link: u64) {
-        // A call that the broker holds up keeps its lease.
-        let slow_broker = self.scenario.planned().any(|p| matches!(p.fault, Fault::Stall(_) | Fault::Delay(_)));
-        let held: Vec<_> = self.held(link).map(|lease| self.jobs[&lease.place].number).collect();
-        if !held.is_empty() && !slow_broker {
-            self.breach(format!("process {link} still holds jobs {held:?} at the end of its grace"));
-        }
-    }
-
-    fn see_end(&mut self, link: u64, result: &Result<(), String>) {
-        let stopped = self.process(link).stopped;
-        self.process(link).over = true;
-        self.process(link).clean = true;
-        match result {
-            Ok(()) if !stopped => self.breach(format!("process {link} ended without being asked")),
-            Ok(()) => {}
-            Err(reason) if reason == "panicked" => self.breach(format!("process {link} panicked")),
-            Err(reason) if reason.contains("refused") => {
-                let refuse =
-                    |p: &inferq_shared::broker::memory::Planned| (p.call, &p.fault) == (Call::Receive, &Fault::Refuse);
-                if !self.scenario.planned().any(refuse) {
-                    self.breach(format!("process {link} ended: {reason}"));
-                }
-            }
-            Err(reason) => {
-                let lost =
-                    |run: &RunSeen| run.link == link && matches!(run.outcome, Outcome::DeviceLost | Outcome::Short);
-                if !self.runs.iter().any(lost) && !self.process(link).sick {
-                    self.breach(format!("process {link} ended: {reason}"));
-                }
-            }
-        }
-    }
-}
-
-/// Runs of the engine.
-impl Checker<'_> {
-    fn see_run(&mut self, link: u64, rows: &[String], outcome: Outcome) {
-        if self.process(link).over {
-            return;
-        }
-        self.runs.push(RunSeen { link, at: self.at, rows: rows.to_vec(), outcome });
-        if let Some(breach) = self.crowd(link, rows) {
-            self.breach(breach);
-        }
-    }
-
-    /// A suspect runs with nothing but its group in the process.
-    fn crowd(&self, link: u64, rows: &[String]) -> Option<String> {
-        let attempts_max = self.scenario.settings.attempts_max;
-        let mut suspect = None;
-        for job in self.scenario.jobs.iter().filter(|job| rows.contains(&job.texts[0])) {
-            let mut deliveries =
-                self.leases.values().filter(|lease| lease.link == link && self.jobs[&lease.place].number == job.number);
-            // Where the process had the job more than once, it can't be told which of them runs.
-            let (Some(delivery), None) = (deliveries.next(), deliveries.next()) else { continue };
-            if delivery.ended.is_none() && delivery.attempt > attempts_max {
-                return Some(format!("job {} runs at attempt {}", job.number, delivery.attempt));
-            }
-            if delivery.ended.is_none() && delivery.attempt >= SUSPECT_ATTEMPT {
-                suspect = Some(job.number);
-            }
-        }
-        let suspect = suspect?;
-        let held: Vec<_> = self.held(link).map(|lease| (self.jobs[&lease.place].number, lease.attempt)).collect();
-        let highest = held.iter().map(|(_, attempt)| *attempt).max()?;
-        let group_max = (4usize >> (highest - SUSPECT_ATTEMPT).min(2)).max(1);
-        let all_suspects = held.iter().all(|(_, attempt)| (SUSPECT_ATTEMPT..=attempts_max).contains(attempt));
-        (!all_suspects || held.len() > group_max)
-            .then(|| format!("suspect job {suspect} runs while process {link} holds (job, attempt) {held:?}"))
-    }
-}
-
-/// Replies.
-impl Checker<'_> {
-    fn see_reply(&mut self, link: u64, queue: &str, place: u64, message: &Message) {
-        let Ok(reply) = Reply::decode(&message.body) else {
-            return self.breach(format!("what was published to {queue} is no reply"));
-        };
-        let number = self.number_of(message);
-        let job = self.job(number);
-        if queue != job.route() {
-            self.breach(format!("the reply to job {number} goes to {queue}"));
-        }
-        if reply.id != job.id() {
-            self.breach(format!("the reply to job {number} says that it is to {}", reply.id));
-        }
-        if let Some(breach) = self.wrong_status(job, &reply) {
-            self.breach(format!("job {number} is {}: {breach}", reply.status.as_str()));
-        }
-        self.check_items(link, job, &reply);
-        let seen = ReplySeen { link, number, at: self.at, reply, credit: false, confirmed: false };
-        self.replies.insert(place, seen);
-    }
-
-    /// What a reply's status may be follows from the job, the time and what became of its leases.
-    fn wrong_status(&self, job: &PlannedJob, reply: &Reply) -> Option<String> {
-        let code = reply.error.as_ref().map(|error| error.code.as_str());
-        let right = match (reply.status, code) {
-            (Status::Succeeded | Status::Partial, None) => job.kind == Kind::Good || job.kind == Kind::NoRoute,
-            (Status::Failed, None) => !reply.results.is_empty(),
-            (Status::Failed, Some("attempts_exhausted")) => return self.wrongly_exhausted(job, reply),
-            (Status::Expired, Some("expired")) => job.deadline.is_some_and(|after| self.at >= job.at + after),
-            (Status::Rejected, Some("invalid")) => job.kind == Kind::NoInputs,
-            (Status::Rejected, Some("forbidden")) => job.kind == Kind::Forbidden,
-            (Status::Rejected, Some("no_worker")) => {
-                job.kind == Kind::Misfit && self.at >= job.at + self.scenario.settings.unfit_limit
-            }
-            _ => false,
-        };
-        (!right).then(|| format!("with {code:?} for a job of kind {:?}", job.kind))
-    }
-
-    fn wrongly_exhausted(&self, job: &PlannedJob, reply: &Reply) -> Option<String> {
-        let attempts_max = self.scenario.settings.attempts_max;
-        let losses = self.jobs.values().filter(|message| message.number == job.number).map(|message| message.losses);
-        let losses = losses.max().unwrap_or(0);
-        if losses < attempts_max || reply.attempt <= attempts_max {
-            return Some(format!("exhausted at attempt {} after {losses} losses", reply.attempt));
-        }
-        (self.only_killers_kill() && !job.is_deadly())
-            .then(|| "an innocent of a killer's crash is exhausted".to_owned())
-    }
-
-    /// Whether nothing but jobs themselves ends leases.
-    fn only_killers_kill(&self) -> bool {
-        let harmless = |trouble: &Trouble| match trouble {
-            Trouble::Fate(fate) => fate.fate == Fate::Stop,
-            Trouble::Engine { fault, .. } => matches!(fault, EngineFault::Fail | EngineFault::OutOfMemory),
-            Trouble::Broker(_) => false,
-        };
-        let slow = self.scenario.jobs.iter().any(|job| job.has(SLOW));
-        !slow && self.scenario.troubles.iter().all(harmless)
-    }
-
-    fn check_items(&mut self, link: u64, job: &PlannedJob, reply: &Reply) {
-        if reply.error.is_some() {
-            return;
-        }
-        if reply.results.len() != job.texts.len() {
-            let (results, texts) = (reply.results.len(), job.texts.len());
-            return self.breach(format!("job {} has {texts} items and {results} results", job.number));
-        }
-        for (index, (result, text)) in reply.results.iter().zip(&job.texts).enumerate() {
-            let named = result.index as usize == index && result.id == format!("{}/{index}", job.id());
-            let right = match (&result.embedding, &result.error) {
-                (Some(embedding), None) => agrees(embedding.values(), text),
-                (None, Some(error)) if error.code == "failed" => self.failed_alone(link, text),
-                (None, Some(error)) if error.code == "expired" => {
-                    job.deadline.is_some_and(|after| self.at >= job.at + after)
-                }
-                _ => false,
-            };
-            if !named || !right {
-                let error = result.error.as_ref().map(|error| &error.code);
-                self.breach(format!("job {}: the result of {text:?} is wrong: {error:?}", job.number));
-            }
-        }
-    }
-
-    /// An item fails only when it failed in a run of its own.
-    fn failed_alone(&self, link: u64, text: &str) -> bool {
-        let failed = |outcome| matches!(outcome, Outcome::Failed | Outcome::OutOfMemory);
-        self.runs.iter().any(|run| run.link == link && failed(run.outcome) && run.rows == [text])
-    }
-}
-
-fn agrees(values: &[f32], text: &str) -> bool {
-    let raw = embedding(&tokens(text));
-    let length = raw.iter().map(|value| value * value).sum::<f32>().sqrt();
-    values.len() == raw.len()
-        && values.iter().zip(raw.iter()).all(|(value, raw)| (value - raw / length).abs() <= TOLERANCE)
-}
-
 /// What must hold when all is over.
 impl Checker<'_> {
     fn finish(&mut self) {
+        let links: Vec<u64> = self.processes.keys().copied().collect();
+        links.into_iter().for_each(|link| self.check_liveness(link));
         for number in self.jobs.values().map(|message| message.number).collect::<BTreeSet<_>>() {
             self.check_fate(number);
         }

@@ -1,22 +1,29 @@
 //! The scripted engine: answers what follows from an item's tokens, and fails when the scenario says so.
 //!
-//! In: batches. Out: answers or errors, and an entry in the history for each run. An item with the word `killer` kills
-//! its process, one with the word `poison` makes its batch fail, and the engine runs out of memory above so many rows.
+//! In: batches. Out: answers or errors, and entries in the history for each batch that begins and each run. An item with
+//! the word `killer` kills its process, one with the word `hanger` hangs its engine, one with the word `poison` makes its
+//! batch fail, and the engine runs out of memory above so many rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use inferq_shared::broker::memory::MemoryBroker;
 use inferq_shared::job::Input;
+use inferq_worker::batch::Batch;
 use inferq_worker::engine::{Answer, Engine, EngineError, ModelInfo, Tokens};
 
-use super::scenario::{EngineFault, KILLER, LOSER, POISON, Scenario};
+use super::scenario::{EngineFault, HANGER, KILLER, LOSER, POISON, SLOW, Scenario, has};
 use crate::history::{History, What};
 
 /// Numbers in an embedding.
 const DIMENSIONS: usize = 4;
+/// How long a batch with a slow item takes.
+const SLOW_TIME: Duration = Duration::from_secs(100);
+/// How long a batch takes that never ends: far longer than any world lasts.
+const FOREVER: Duration = Duration::from_secs(1000 * 24 * 3600);
 
 /// The model of every world.
 pub fn info() -> ModelInfo {
@@ -61,24 +68,61 @@ pub enum Outcome {
     Died,
 }
 
+impl Outcome {
+    /// Whether the process can't go on after it.
+    pub fn ends_process(self) -> bool {
+        matches!(self, Self::DeviceLost | Self::Short | Self::Died)
+    }
+}
+
 /// What all engines of a world share: how many runs there have been, and what goes wrong with which.
 pub struct Script {
     faults: BTreeMap<u64, EngineFault>,
+    hangs: BTreeSet<u64>,
     labels: BTreeMap<Vec<u32>, String>,
     rows_max: usize,
+    pace: u32,
     runs: AtomicU64,
+    batches: AtomicU64,
 }
 
 impl Script {
     /// The script of a scenario.
     pub fn new(scenario: &Scenario) -> Self {
         let labels = scenario.texts().map(|text| (tokens(text).ids, text.to_owned())).collect();
-        Self { faults: scenario.engine_faults(), labels, rows_max: scenario.rows_max, runs: AtomicU64::new(0) }
+        Self {
+            faults: scenario.engine_faults(),
+            hangs: scenario.hangs(),
+            labels,
+            rows_max: scenario.rows_max,
+            pace: scenario.pace,
+            runs: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+        }
+    }
+
+    /// A batch begins in a process: how long it takes on the paused clock.
+    pub fn begin(&self, batch: &Batch, link: u64, history: &History) -> Duration {
+        let number = self.batches.fetch_add(1, Ordering::Relaxed);
+        let rows: Vec<String> = batch.rows().iter().map(|row| self.label(&row.tokens)).collect();
+        let cost = if self.hangs.contains(&number) || any(&rows, HANGER) {
+            FOREVER
+        } else if any(&rows, SLOW) {
+            SLOW_TIME
+        } else {
+            self.pace * Duration::from_millis(2 + batch.padded_tokens() as u64 / 8)
+        };
+        history.record(What::Began { link, batch: number, rows, cost });
+        cost
     }
 
     fn label(&self, tokens: &Tokens) -> String {
         self.labels.get(&tokens.ids).cloned().unwrap_or_else(|| format!("unknown {:?}", tokens.ids))
     }
+}
+
+fn any(rows: &[String], word: &str) -> bool {
+    rows.iter().any(|row| has(row, word))
 }
 
 /// One engine in one process.
@@ -97,7 +141,7 @@ impl Scripted {
     }
 
     fn outcome(&mut self, run: u64, rows: &[String]) -> Outcome {
-        let any = |word: &str| rows.iter().any(|row| row.split(' ').any(|other| other == word));
+        let any = |word| any(rows, word);
         match self.script.faults.get(&run) {
             _ if any(KILLER) => Outcome::Died,
             _ if any(LOSER) => Outcome::DeviceLost,

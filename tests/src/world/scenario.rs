@@ -8,9 +8,9 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use inferq_shared::broker::Message;
 use inferq_shared::broker::memory::{Call, Fault, FaultPlan, Planned};
-use inferq_shared::broker::{Attributes, Message};
-use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Limits, Metadata, Parameters, ReplyTo, attribute};
+use inferq_shared::job::Limits;
 use inferq_worker::batch::BatchLimits;
 use inferq_worker::in_flight::Bounds;
 use inferq_worker::intake::IntakeSettings;
@@ -21,14 +21,14 @@ use rand::{RngExt, SeedableRng};
 
 use super::queues;
 
-/// An item with this word kills its process.
-pub const KILLER: &str = "killer";
-/// An item with this word makes its engine lose the device.
-pub const LOSER: &str = "loser";
-/// An item with this word makes its batch fail.
-pub const POISON: &str = "poison";
-/// An item with this word takes longer than the watchdog allows.
-pub const SLOW: &str = "slow";
+mod jobs;
+
+pub use self::jobs::{HANGER, KILLER, Kind, LOSER, POISON, PlannedJob, SLOW, has};
+
+/// `--watchdog-s` of every worker.
+pub const WATCHDOG: Duration = Duration::from_secs(60);
+/// `--clock-skew-ms` of every worker.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(1);
 
 /// One world.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct Scenario {
     pub workers: usize,
     /// Engines a worker.
     pub replicas: usize,
+    /// How many times slower than usual the engines are.
+    pub pace: u32,
     /// Rows above which the engine runs out of memory.
     pub rows_max: usize,
     /// Replies that a route holds.
@@ -72,40 +74,6 @@ pub struct Told {
     pub batch: BatchLimits,
 }
 
-/// A job to be submitted.
-#[derive(Debug, Clone)]
-pub struct PlannedJob {
-    /// Its number, which its id and texts name.
-    pub number: usize,
-    /// When it is published.
-    pub at: Duration,
-    /// What is wrong with it.
-    pub kind: Kind,
-    /// The texts of its items.
-    pub texts: Vec<String>,
-    /// Whose route its reply takes.
-    pub submission: Option<&'static str>,
-    /// How long after its publishing it expires.
-    pub deadline: Option<Duration>,
-}
-
-/// What is wrong with a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing.
-    Good,
-    /// Its body is not JSON and nothing else tells its id.
-    NoJob,
-    /// Its body is JSON with an id and no inputs.
-    NoInputs,
-    /// It names a queue that the operator does not allow.
-    Forbidden,
-    /// It wants another model.
-    Misfit,
-    /// The route of its submission does not exist.
-    NoRoute,
-}
-
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
@@ -117,6 +85,11 @@ pub enum Trouble {
         run: u64,
         /// What happens.
         fault: EngineFault,
+    },
+    /// An engine never comes back from a batch.
+    Hang {
+        /// Which batch, over all engines.
+        batch: u64,
     },
     /// With a worker.
     Fate(PlannedFate),
@@ -179,12 +152,13 @@ impl Scenario {
             .choose(rng)
             .expect("there are five");
         let workers = rng.random_range(1..=2);
-        let jobs = jobs(rng, weather);
+        let jobs = jobs::jobs(rng, weather);
         let troubles = troubles(rng, weather, workers, jobs.len() as u64);
         Self {
             seed,
             workers,
             replicas: rng.random_range(1..=2),
+            pace: *[1, 1, 100].choose(rng).expect("there are three"),
             rows_max: *[2, 5, 1000].choose(rng).expect("there are three"),
             results_max: rng.random_bool(0.2).then(|| NonZeroUsize::new(4).expect("four is not zero")),
             collect_every: Duration::from_millis(*[1, 50, 2000].choose(rng).expect("there are three")),
@@ -204,12 +178,12 @@ impl Scenario {
                 reply_queues: Vec::new(),
                 attempts_max: told.attempts_max,
                 unfit_limit: told.unfit_limit,
-                clock_skew: Duration::from_secs(1),
+                clock_skew: CLOCK_SKEW,
             },
             batch: told.batch,
             bounds: told.bounds,
             drain_limit: told.drain_limit,
-            watchdog: Duration::from_secs(60),
+            watchdog: WATCHDOG,
             lease_max: told.lease_max,
             intake_threads: 2,
             seed: self.seed,
@@ -258,6 +232,15 @@ impl Scenario {
         self.troubles.iter().filter_map(fault).collect()
     }
 
+    /// The batches that an engine never comes back from.
+    pub fn hangs(&self) -> BTreeSet<u64> {
+        let hang = |trouble: &Trouble| match trouble {
+            Trouble::Hang { batch } => Some(*batch),
+            _ => None,
+        };
+        self.troubles.iter().filter_map(hang).collect()
+    }
+
     /// What happens to a worker, in order.
     pub fn fates(&self, worker: usize) -> Vec<PlannedFate> {
         let fate = |trouble: &Trouble| match trouble {
@@ -276,149 +259,17 @@ impl Told {
         let (tokens_max, items_max) = *[(64, 4), (256, 16), (4096, 256)].choose(rng).expect("there are three");
         let jobs = *[1, 3, 8, 64].choose(rng).expect("there are four");
         let bytes = *[300, 4000, 1 << 20].choose(rng).expect("there are three");
+        let tokens = *[16, 256, 4096].choose(rng).expect("there are three");
         Self {
             attempts_max: *[3, 4, 5, 5, 6].choose(rng).expect("there are five"),
             lease: Duration::from_secs(*[10, 60].choose(rng).expect("there are two")),
             lease_max: Duration::from_secs(*[120, 3600].choose(rng).expect("there are two")),
             drain_limit: Duration::from_secs(*[1, 25].choose(rng).expect("there are two")),
             unfit_limit: Duration::from_secs(*[20, 300].choose(rng).expect("there are two")),
-            bounds: Bounds { jobs, bytes, tokens: 4096 },
+            bounds: Bounds { jobs, bytes, tokens },
             batch: BatchLimits { tokens_max, items_max, linger },
         }
     }
-}
-
-fn jobs(rng: &mut StdRng, weather: Weather) -> Vec<PlannedJob> {
-    let count = rng.random_range(3..=30);
-    let mut jobs: Vec<_> = (0..count).map(|number| PlannedJob::random(rng, number)).collect();
-    let killers = match weather {
-        Weather::Killers => rng.random_range(1..=2),
-        Weather::Everything => rng.random_range(0..=1),
-        _ => 0,
-    };
-    for _ in 0..killers {
-        let job = rng.random_range(0..count);
-        jobs[job].infect([KILLER, KILLER, LOSER].choose(rng).expect("there are three"));
-    }
-    let slow = weather == Weather::Processes && rng.random_bool(0.2);
-    if slow {
-        let job = rng.random_range(0..count);
-        jobs[job].infect(SLOW);
-    }
-    for _ in 0..rng.random_range(0..=3) {
-        let job = rng.random_range(0..count);
-        jobs[job].infect(POISON);
-    }
-    jobs
-}
-
-impl PlannedJob {
-    fn random(rng: &mut StdRng, number: usize) -> Self {
-        let items = if rng.random_bool(0.7) { 1 } else { rng.random_range(2..=6) };
-        let kind = match rng.random_range(0..40) {
-            0 => Kind::NoJob,
-            1 => Kind::NoInputs,
-            2 => Kind::Forbidden,
-            3 => Kind::Misfit,
-            4 => Kind::NoRoute,
-            _ => Kind::Good,
-        };
-        let bursts = [0, 0, 0, 10, 200, 2000, 15_000];
-        Self {
-            number,
-            at: Duration::from_millis(*bursts.choose(rng).expect("there are seven")),
-            kind,
-            texts: (0..items).map(|item| text(rng, number, item)).collect(),
-            submission: match kind {
-                Kind::NoRoute => Some("nowhere"),
-                _ => [None, Some("alice"), Some("bob")].choose(rng).copied().flatten(),
-            },
-            deadline: rng.random_bool(0.1).then(|| Duration::from_millis(*[10, 3000, 60_000].choose(rng).expect("3"))),
-        }
-    }
-
-    fn infect(&mut self, word: &str) {
-        if self.is_deadly() || self.kind != Kind::Good {
-            return;
-        }
-        if [KILLER, LOSER].contains(&word) {
-            self.deadline = None;
-        }
-        // The first item is the one that no other job has.
-        self.texts[0].push(' ');
-        self.texts[0].push_str(word);
-    }
-
-    /// Whether it ends every process that runs it.
-    pub fn is_deadly(&self) -> bool {
-        self.has(KILLER) || self.has(LOSER)
-    }
-
-    /// Whether one of its items has this word.
-    pub fn has(&self, word: &str) -> bool {
-        self.texts.iter().any(|text| has(text, word))
-    }
-
-    /// Its id.
-    pub fn id(&self) -> JobId {
-        JobId::new(format!("job-{}", self.number)).expect("digits are allowed")
-    }
-
-    /// The queue that its reply goes to.
-    pub fn route(&self) -> String {
-        self.submission.map_or_else(|| queues().results(), |submission| queues().submission(submission))
-    }
-
-    /// What is published, less the time of publishing.
-    pub fn message(&self) -> Message {
-        let mut attributes = Attributes::new();
-        if let Some(submission) = self.submission {
-            attributes.insert(attribute::SUBMISSION.to_owned(), submission.to_owned());
-        }
-        if self.kind != Kind::NoJob {
-            attributes.insert(attribute::JOB_ID.to_owned(), self.id().to_string());
-        }
-        Message { body: self.body().into(), attributes }
-    }
-
-    fn body(&self) -> Vec<u8> {
-        match self.kind {
-            Kind::NoJob => b"not a job".to_vec(),
-            Kind::NoInputs => format!(r#"{{"version":1,"id":"{}","inputs":[]}}"#, self.id()).into_bytes(),
-            _ => self.job().encode(),
-        }
-    }
-
-    fn job(&self) -> Job {
-        let item = |text: &String| Item { id: None, input: Input::Text(text.clone()) };
-        Job {
-            id: self.id(),
-            model: (self.kind == Kind::Misfit).then(|| "another".to_owned()),
-            inputs: Inputs::Items(self.texts.iter().map(item).collect()),
-            parameters: Parameters::default(),
-            reply_to: (self.kind == Kind::Forbidden).then(|| ReplyTo::Queue("jobs".to_owned())),
-            deadline: self.deadline.map(|after| super::beginning() + self.at + after),
-            metadata: Metadata::from_iter([("number".to_owned(), self.number.into())]),
-        }
-    }
-}
-
-/// Whether a text has a word.
-pub fn has(text: &str, word: &str) -> bool {
-    text.split(' ').any(|other| other == word)
-}
-
-/// The first item of a job names it; the others may be shared with other jobs.
-fn text(rng: &mut StdRng, job: usize, item: usize) -> String {
-    let mut text = match item {
-        0 => format!("job-{job}"),
-        _ if rng.random_bool(0.3) => return format!("common-{}", rng.random_range(0..3)),
-        _ => format!("job-{job}-{item}"),
-    };
-    for _ in 0..rng.random_range(0..12) {
-        text.push_str(" word");
-    }
-    text
 }
 
 fn troubles(rng: &mut StdRng, weather: Weather, workers: usize, jobs: u64) -> Vec<Trouble> {
@@ -454,6 +305,9 @@ fn broker_trouble(rng: &mut StdRng, jobs: u64) -> Planned {
 
 fn engine_trouble(rng: &mut StdRng, jobs: u64) -> Trouble {
     use EngineFault::{Die, Fail, LoseDevice, OutOfMemory, Short, Sicken};
+    if rng.random_bool(0.2) {
+        return Trouble::Hang { batch: rng.random_range(0..jobs) };
+    }
     let faults = [Fail, Fail, OutOfMemory, OutOfMemory, LoseDevice, Sicken, Short, Die];
     let fault = *faults.choose(rng).expect("there are eight");
     Trouble::Engine { run: rng.random_range(0..jobs), fault }
@@ -479,6 +333,7 @@ impl fmt::Display for Trouble {
         match self {
             Self::Broker(planned) => write!(formatter, "broker call {planned}"),
             Self::Engine { run, fault } => write!(formatter, "engine run {run}: {fault:?}"),
+            Self::Hang { batch } => write!(formatter, "batch {batch}: never ends"),
             Self::Fate(PlannedFate { worker, at, fate }) => write!(formatter, "worker {worker} at {at:?}: {fate:?}"),
         }
     }

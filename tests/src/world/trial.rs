@@ -88,12 +88,16 @@ fn shorten(mut failure: Box<Failure>) -> Box<Failure> {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scenario { seed, workers, replicas, rows_max, results_max, settings, troubles, jobs, .. } = &self.scenario;
+        let Scenario { seed, workers, replicas, pace, rows_max, results_max, settings, troubles, jobs, .. } =
+            &self.scenario;
         writeln!(formatter, "seed {seed} breaks the design:")?;
         self.breaches.iter().try_for_each(|breach| writeln!(formatter, "  {breach}"))?;
         writeln!(formatter, "the shortest list of troubles that shows it:")?;
         troubles.iter().try_for_each(|trouble| writeln!(formatter, "  {trouble}"))?;
-        writeln!(formatter, "with {workers} workers of {replicas} replicas, memory for {rows_max} rows,")?;
+        writeln!(
+            formatter,
+            "with {workers} workers of {replicas} replicas, {pace} times slower, memory for {rows_max} rows,"
+        )?;
         writeln!(formatter, "routes that hold {results_max:?} replies, {settings:?}, and the jobs:")?;
         jobs.iter().try_for_each(|job| writeln!(formatter, "  {job:?}"))?;
         let entries = self.history.entries();

@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::clock::Clock;
 
 /// A served endpoint, with limits short enough to meet.
 async fn served(limits: EndpointLimits) -> (Health, SocketAddr, tokio::task::JoinHandle<()>) {
@@ -50,9 +51,17 @@ async fn readiness_follows_the_state_and_liveness_only_what_is_broken() {
     assert_eq!(get(address, "/livez").await, ok);
     health.unfit(false);
     assert_eq!(get(address, "/readyz").await, ok);
-    health.stuck(true);
+    let watchdog = Watchdog::new(Duration::ZERO, Clock::real());
+    health.watched_by(watchdog.clone());
+    assert_eq!(get(address, "/livez").await, ok);
+    let pulse = watchdog.pulse("dispatch");
+    pulse.beat();
     assert_eq!(get(address, "/livez").await, not_ready("stuck"));
-    health.stuck(false);
+    assert_eq!(get(address, "/healthz").await, ok, "readiness is another question");
+    let status: serde_json::Value = serde_json::from_str(&get(address, "/status").await.1).unwrap();
+    assert_eq!(status["stuck"], "dispatch");
+    pulse.rest();
+    assert_eq!(get(address, "/livez").await, ok);
     health.draining();
     health.unfit(true);
     assert_eq!(get(address, "/healthz").await, not_ready("draining"));
@@ -113,13 +122,21 @@ async fn a_client_that_never_finishes_its_head_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_is_closed_and_the_others_are_served() {
-    let limits = EndpointLimits { connections: 1, ..EndpointLimits::default() };
+async fn a_probe_is_answered_while_slow_clients_hold_every_connection() {
+    let limits = EndpointLimits::default();
     let (_health, address, _served) = served(limits).await;
-    let mut first = TcpStream::connect(address).await.unwrap();
-    first.write_all(b"GET /livez HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..limits.connections {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
+        slow.push(stream);
+    }
+    assert_eq!(get(address, "/livez").await.0, 200);
+    let mut rest = Vec::new();
+    let _ = slow[0].read_to_end(&mut rest).await;
+    assert_eq!(rest, b"", "the oldest had to go");
+    slow[1].write_all(b" test\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
-    first.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 200");
-    assert_eq!(ask(address, "GET /livez HTTP/1.1\r\nhost: t\r\n\r\n").await, "");
+    slow[1].read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200", "the others stay");
 }
