@@ -136,7 +136,7 @@ async fn a_worker_whose_engine_hangs_fails_its_liveness_and_its_jobs_run_elsewhe
     let _sound = WorkerProcess::start(&queue.path, &[]);
     let replies = collect(&queue, 4, |_| ()).await;
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
-    assert_eq!(replies["heavy"].attempt, 2);
+    assert!(replies["heavy"].attempt > 1, "the hung worker lost its lease");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -247,7 +247,10 @@ async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
         let landing = &landing;
         async move {
             match landing {
-                Landing::Confirmed => story::acked(&reply, at, lease.ack().await),
+                Landing::Confirmed => {
+                    story::confirmed(&reply, at);
+                    story::acked(&reply, at, lease.ack().await);
+                }
                 Landing::Released(reason) => release(&reply.id, lease, *reason).await,
                 Landing::NoRoom => release(&reply.id, lease, ReleaseReason::RouteFull).await,
                 Landing::Undeliverable(error) => {

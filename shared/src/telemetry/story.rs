@@ -96,11 +96,10 @@ pub fn answered(reply: &Reply) {
     );
 }
 
-/// The reply to a job that was received at this instant is confirmed, and its lease acked, or not.
-pub fn acked(reply: &Reply, received_at: Instant, result: Result<(), BrokerError>) {
-    let took = received_at.elapsed();
+/// The reply to a job that was received at this instant is confirmed.
+pub fn confirmed(reply: &Reply, received_at: Instant) {
     counter!(metric::JOBS, "outcome" => reply.status.as_str()).increment(1);
-    histogram!(metric::JOB_SECONDS).record(took.as_secs_f64());
+    histogram!(metric::JOB_SECONDS).record(received_at.elapsed().as_secs_f64());
     histogram!(metric::JOB_TOKENS).record(reply.usage.tokens as f64);
     let times = &reply.timings_ms;
     for (stage, ms) in
@@ -108,8 +107,13 @@ pub fn acked(reply: &Reply, received_at: Instant, result: Result<(), BrokerError
     {
         histogram!(metric::STAGE_SECONDS, "stage" => stage).record(ms / 1e3);
     }
+}
+
+/// The lease on a job that was received at this instant, and whose reply is confirmed, is acked, or could not be.
+pub fn acked(reply: &Reply, received_at: Instant, result: Result<(), BrokerError>) {
     if settled(Some(&reply.id), "ack", result) {
-        tracing::debug!(target: TARGET, { job.id = reply.id.as_str(), duration_ms = millis(took) }, "{SETTLED}");
+        let duration_ms = millis(received_at.elapsed());
+        tracing::debug!(target: TARGET, { job.id = reply.id.as_str(), duration_ms }, "{SETTLED}");
     }
 }
 
