@@ -189,40 +189,25 @@ fn holds(length: usize, [row, column]: [usize; 2], rows: usize, columns: usize) 
 fn multiply([m, k, n]: [usize; 3], a: View<'_>, b: View<'_>, out: (&mut [f32], usize), threads: usize) {
     let (out, stride) = out;
     assert!(a.holds(m, k) && b.holds(k, n) && holds(out.len(), [stride, 1], m, n), "a matrix passes its buffer");
+    let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
+    let signed = |stride: usize| isize::try_from(stride).expect("a stride inside a slice fits");
     // SAFETY: the assertion shows that every element of the three matrices lies inside its slice; `out` is borrowed
     // exclusively, and its elements are distinct because rows are at least as far apart as they are wide.
-    unsafe { multiply_into([m, k, n], a, b, (out.as_mut_ptr(), stride), threads) }
-}
-
-/// `out` = `a` · `b`, all of them square.
-pub(super) fn multiply_square(a: &[f32], b: &[f32], out: &mut [f32], size: usize, threads: usize) {
-    let view = |data| View { data, strides: [size, 1] };
-    multiply([size; 3], view(a), view(b), (out, size), threads);
-}
-
-/// As [`multiply`], into memory that need not be initialised.
-///
-/// # Safety
-/// Each matrix must lie inside its buffer, and `out` be valid for writes of `m` rows of `n` numbers.
-unsafe fn multiply_into([m, k, n]: [usize; 3], a: View<'_>, b: View<'_>, out: (*mut f32, usize), threads: usize) {
-    let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
-    let stride = |stride: usize| isize::try_from(stride).expect("a stride inside a slice fits");
-    // SAFETY: by this function's contract; with `read_dst` false, `out` is only written.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.0,
+            out.as_mut_ptr(),
             1,
-            stride(out.1),
+            signed(stride),
             false,
             a.data.as_ptr(),
-            stride(a.strides[1]),
-            stride(a.strides[0]),
+            signed(a.strides[1]),
+            signed(a.strides[0]),
             b.data.as_ptr(),
-            stride(b.strides[1]),
-            stride(b.strides[0]),
+            signed(b.strides[1]),
+            signed(b.strides[0]),
             0.0,
             1.0,
             false,
@@ -233,20 +218,20 @@ unsafe fn multiply_into([m, k, n]: [usize; 3], a: View<'_>, b: View<'_>, out: (*
     }
 }
 
+/// `out` = `a` · `b`, all of them square.
+pub(super) fn multiply_square(a: &[f32], b: &[f32], out: &mut [f32], size: usize, threads: usize) {
+    let view = |data| View { data, strides: [size, 1] };
+    multiply([size; 3], view(a), view(b), (out, size), threads);
+}
+
 /// `x · weight` in a new buffer.
 fn product(x: &Tensor<2>, weight: &Tensor<2>, threads: usize) -> Vec<f32> {
     let ([m, k], [_, n]) = (x.dims(), weight.dims());
     let (x, weight) = (host(x), host(weight));
     let a = View { data: numbers(&x), strides: [k, 1] };
     let b = View { data: numbers(&weight), strides: [n, 1] };
-    assert!(a.holds(m, k) && b.holds(k, n), "a tensor has the numbers that its shape says");
-    let mut out = Vec::with_capacity(m * n);
-    // SAFETY: both matrices lie inside their slices, `out` has room for m rows of n numbers, and all of them have been
-    // written before it is said to have that length. Zeroing it first would write every output of every layer twice.
-    unsafe {
-        multiply_into([m, k, n], a, b, (out.as_mut_ptr(), n), threads);
-        out.set_len(m * n);
-    }
+    let mut out = vec![0.0; m * n];
+    multiply([m, k, n], a, b, (&mut out, n), threads);
     out
 }
 
