@@ -72,11 +72,20 @@ impl From<PipelineError> for ServeError {
 /// # Errors
 /// When the broker refuses for good.
 pub async fn connect(url: &BrokerUrl, stop: &CancellationToken) -> Result<Option<Broker>, BrokerError> {
+    until_done("connect", stop, || Broker::connect(url)).await
+}
+
+/// Calls the broker until it does what it is asked or refuses for good. `None`: stop was asked first.
+async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(
+    name: &'static str,
+    stop: &CancellationToken,
+    call: impl Fn() -> Called,
+) -> Result<Option<T>, BrokerError> {
     let mut failures = 0;
     loop {
-        match Broker::connect(url).await {
-            Ok(broker) => return Ok(Some(broker)),
-            Err(error) if error.is_transient() => telemetry::broker_failed("connect", &error),
+        match call().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) if error.is_transient() => telemetry::broker_failed(name, &error),
             Err(error) => return Err(error),
         }
         let wait = Backoff::BROKER.delay(failures, &mut rand::rng());
@@ -96,10 +105,12 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     let Some(loaded) = load(&config, &health, &stop).await? else { return Ok(()) };
     let (renew, renewing) = watch::channel(true);
     let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
-    let consumer = broker.consumer(&config.queue.queues.jobs, options).await.map_err(|error| match error {
+    let subscribe = || broker.consumer(&config.queue.queues.jobs, options.clone());
+    let consumer = until_done("subscribe", &stop, subscribe).await.map_err(|error| match error {
         BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
         error => ServeError::Broker(error),
     })?;
+    let Some(consumer) = consumer else { return Ok(()) };
     let in_flight = InFlight::new(config.settings.bounds);
     health.ready(in_flight.clone());
     tracing::info!(queue = %config.queue, "ready");
