@@ -158,7 +158,9 @@ impl Owner {
     ) -> Result<Self, BrokerError> {
         let store = Store::open(path)?;
         let bell = Bell::beside(path).map_err(|error| {
-            BrokerError::Refused(format!("the bell beside the queue {} can't be opened: {error}", path.display()))
+            let what = format!("the bell beside the queue {} can't be opened: {error}", path.display());
+            let is_full = error.kind() == std::io::ErrorKind::StorageFull;
+            if is_full { BrokerError::Unavailable(what) } else { BrokerError::Refused(what) }
         })?;
         let mut owner = Self {
             store,
@@ -274,18 +276,25 @@ impl Owner {
         self.checkpoint();
     }
 
-    /// Runs `step` in a transaction of its own, at the time on the boot clock at which it began.
-    fn transact<T>(&mut self, step: impl FnOnce(&mut Self, i64) -> Result<T, Fault>) -> Result<T, BrokerError> {
+    /// Runs `step` in a transaction of its own, at the time on the boot clock at which it began. On a full disk it runs
+    /// again once the log has been emptied.
+    fn transact<T>(&mut self, mut step: impl FnMut(&mut Self, i64) -> Result<T, Fault>) -> Result<T, BrokerError> {
+        let mut result = self.attempt(&mut step);
+        if result.as_ref().is_err_and(Fault::is_full) {
+            self.store.reuse_log();
+            result = self.attempt(&mut step);
+        }
+        result.map_err(|fault| self.explain(fault))
+    }
+
+    fn attempt<T>(&mut self, step: &mut impl FnMut(&mut Self, i64) -> Result<T, Fault>) -> Result<T, Fault> {
         let result = self.store.begin().map_err(Fault::from).and_then(|()| {
             // Read inside, so that the order of times is the order of commits, whichever process they come from.
             let done = step(self, clock::now_ms())?;
             self.store.commit()?;
             Ok(done)
         });
-        result.map_err(|fault| {
-            self.store.roll_back();
-            self.explain(fault)
-        })
+        result.inspect_err(|_| self.store.roll_back())
     }
 
     fn explain(&self, fault: Fault) -> BrokerError {

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::super::BrokerError;
@@ -134,11 +135,17 @@ fn migrate(db: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Whether the disk has no room, for the database, its log or the memory that processes share beside it.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    let extended = error.sqlite_error().map(|error| error.extended_code);
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull) || extended == Some(SQLITE_IOERR_SHMSIZE)
+}
+
 /// What an error of SQLite means to who uses the queue.
 pub(super) fn explain(path: &Path, error: &rusqlite::Error) -> BrokerError {
     let path = path.display();
-    let code = error.sqlite_error_code();
-    match code {
+    match error.sqlite_error_code() {
+        _ if is_full(error) => BrokerError::Unavailable(format!("no space left for the queue {path}; free some")),
         Some(ErrorCode::NotADatabase) => {
             BrokerError::Refused(format!("{path} is not a database, so not a queue; name another file"))
         }
@@ -150,7 +157,6 @@ pub(super) fn explain(path: &Path, error: &rusqlite::Error) -> BrokerError {
                 "the queue {path} can't be written ({error}); its file and directory must be writable by this user"
             ))
         }
-        Some(ErrorCode::DiskFull) => BrokerError::Unavailable(format!("no space left for the queue {path}; free some")),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             BrokerError::Unavailable(format!("another process keeps the queue {path} locked ({error})"))
         }

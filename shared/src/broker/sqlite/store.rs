@@ -30,6 +30,13 @@ pub(super) enum Fault {
     Together(rusqlite::Error),
 }
 
+impl Fault {
+    /// Whether the disk has no room.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::Together(error) if schema::is_full(error))
+    }
+}
+
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         Self::Together(error)
@@ -112,15 +119,24 @@ impl Store {
 
     /// Moves the log into the database when it has grown long. Not in a transaction.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
-        let pages = |mode: &str| {
-            let sql = format!("PRAGMA wal_checkpoint({mode})");
-            self.db.prepare_cached(&sql)?.query_row((), |row| row.get::<_, i64>(1))
-        };
-        match pages("NOOP")? {
+        match self.move_log("NOOP")? {
             ..LOG_PAGES => Ok(()),
-            LOG_PAGES..LOG_PAGES_MAX => pages("PASSIVE").map(drop),
-            _ => pages("RESTART").map(drop),
+            LOG_PAGES..LOG_PAGES_MAX => self.move_log("PASSIVE").map(drop),
+            _ => self.move_log("RESTART").map(drop),
         }
+    }
+
+    /// Moves the log into the database however short it is: on a full disk its room is all that is left to write in.
+    pub(super) fn reuse_log(&mut self) {
+        // What does not succeed for want of room is told by the next write. Waits for readers, who are brief: the log
+        // can begin anew only when nobody reads it.
+        let _ = self.move_log("RESTART");
+    }
+
+    /// How many pages the log has.
+    fn move_log(&self, mode: &str) -> rusqlite::Result<i64> {
+        let sql = format!("PRAGMA wal_checkpoint({mode})");
+        self.db.prepare_cached(&sql)?.query_row((), |row| row.get(1))
     }
 
     /// The queue of this name.
