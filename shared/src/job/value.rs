@@ -154,8 +154,15 @@ impl<'de> Deserialize<'de> for Deadline {
         if !is_rfc_3339(text.as_bytes()) {
             return Err(expected());
         }
-        text.parse().map(Self).map_err(|_| expected())
+        text.parse().ok().or_else(|| end_of_time(&text)).map(Self).ok_or_else(expected)
     }
+}
+
+/// The latest instant there is, for one in the year 9999 that lies beyond: clients write `9999-12-31T23:59:59Z` for
+/// "never", which is some hours later than jiff's last.
+fn end_of_time(text: &str) -> Option<Timestamp> {
+    let a_year_before = format!("9998{}", text.strip_prefix("9999")?);
+    a_year_before.parse::<Timestamp>().is_ok().then_some(Timestamp::MAX)
 }
 
 fn is_rfc_3339(text: &[u8]) -> bool {
