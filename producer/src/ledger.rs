@@ -46,6 +46,14 @@ pub enum LedgerError {
     /// Some other file.
     #[error("{0} is not a ledger of this version of inferq: name another file")]
     NotALedger(PathBuf),
+    /// It can't be used where or as it is.
+    #[error("ledger {path} {why}")]
+    Unusable {
+        /// Which ledger.
+        path: PathBuf,
+        /// Why, and what to do about it.
+        why: String,
+    },
     /// What is submitted now is not what the ledger began with.
     #[error("{0}")]
     Changed(String),
@@ -141,7 +149,13 @@ impl Ledger {
     /// When it is in use, no ledger, or the file can't be made.
     pub fn open_or_create(path: &Path) -> Result<Self, LedgerError> {
         let connection = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
-        Self::prepare(connection, path).map_err(|error| sqlite_error(path, error))?.check_format()
+        if connection.is_readonly("main").map_err(|error| sqlite_error(path, error))? {
+            return Err(unwritable(path, "it is read-only for this user"));
+        }
+        Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() }
+            .alone()?
+            .check_format()?
+            .prepare()
     }
 
     /// Opens the ledger at `path`.
@@ -155,30 +169,44 @@ impl Ledger {
         Self::open_or_create(path)
     }
 
-    fn prepare(connection: Connection, path: &Path) -> rusqlite::Result<Self> {
-        connection.busy_timeout(Duration::from_millis(200))?;
-        // Held until the connection closes or the process dies, so no second process gets in.
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        // A reply is acked after its commit, so the commit must outlive a power cut.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
-        Ok(Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() })
+    /// Keeps other processes out from the first look on: until the connection closes or this process dies.
+    fn alone(self) -> Result<Self, LedgerError> {
+        self.connection
+            .busy_timeout(Duration::from_millis(200))
+            .and_then(|()| self.connection.pragma_update(None, "locking_mode", "EXCLUSIVE"))
+            .map_err(self.named())?;
+        Ok(self)
     }
 
-    fn check_format(mut self) -> Result<Self, LedgerError> {
+    /// Whether it is a ledger or an empty file. Looks before anything is written: it may be another program's.
+    fn check_format(self) -> Result<Self, LedgerError> {
         let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-        let tables = "SELECT count(*) FROM sqlite_schema";
-        let tables: u64 = self.connection.query_row(tables, [], |row| row.get(0)).map_err(self.named())?;
-        let (application, format) =
-            (pragma("application_id").map_err(self.named())?, pragma("user_version").map_err(self.named())?);
-        if tables == 0 {
+        let read = || Ok((self.tables()?, pragma("application_id")?, pragma("user_version")?));
+        match read().map_err(self.named())? {
+            (0, ..) | (_, APPLICATION_ID, FORMAT) => Ok(self),
+            _ => Err(LedgerError::NotALedger(self.path)),
+        }
+    }
+
+    /// Sets it up for writing, and makes the tables if there are none.
+    fn prepare(mut self) -> Result<Self, LedgerError> {
+        self.settle_in().map_err(self.named())?;
+        if self.tables().map_err(self.named())? == 0 {
             self.create_tables().map_err(self.named())?;
-        } else if (application, format) != (APPLICATION_ID, FORMAT) {
-            return Err(LedgerError::NotALedger(self.path));
         }
         self.load().map_err(self.named())?;
         Ok(self)
+    }
+
+    fn settle_in(&self) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A reply is acked after its commit, so the commit must outlive a power cut.
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        self.connection.execute_batch("BEGIN IMMEDIATE; COMMIT")
+    }
+
+    fn tables(&self) -> rusqlite::Result<u64> {
+        self.connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
     }
 
     fn create_tables(&mut self) -> rusqlite::Result<()> {
@@ -563,10 +591,18 @@ fn difference(before: &Plan, now: &Plan) -> Option<String> {
     })
 }
 
+fn unwritable(path: &Path, why: impl std::fmt::Display) -> LedgerError {
+    let why = format!("can't be written ({why}): its file and directory must be there and writable");
+    LedgerError::Unusable { path: path.to_owned(), why }
+}
+
 fn sqlite_error(path: &Path, error: rusqlite::Error) -> LedgerError {
+    let unusable = |why| LedgerError::Unusable { path: path.to_owned(), why };
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerError::Locked(path.to_owned()),
         Some(ErrorCode::NotADatabase) => LedgerError::NotALedger(path.to_owned()),
+        Some(ErrorCode::DatabaseCorrupt) => unusable(format!("is damaged ({error}): restore it, or name another file")),
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => unwritable(path, &error),
         _ => LedgerError::Sqlite { path: path.to_owned(), error },
     }
 }
