@@ -53,6 +53,8 @@ pub struct Args {
 
 /// One pull brings no more than this.
 const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"), bytes: 32 << 20 };
+/// Calls that fail before a wait is worth a line: some seconds.
+const RETRIES_UNSAID: u32 = 6;
 /// Ids named when replies are missing.
 const MISSING_NAMED: usize = 10;
 /// How long a shared route's reply to somebody else is left alone.
@@ -84,7 +86,11 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
         // Nothing is submitted meanwhile, so this never changes.
         let (_submitting, complete) = watch::channel(true);
         let deadline = args.timeout_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        collector.receive_all(complete, deadline, &stop).await?;
+        if let Err(error) = collector.receive_all(complete, deadline, &stop).await {
+            // Gives back what it had received, so that the same command finds it at once.
+            broker.close().await;
+            return Err(error);
+        }
     }
     let summary = ledger.with(|ledger| write_output(ledger, &args.output, args.encoding))?;
     if route.own {
@@ -169,6 +175,9 @@ impl Collector<'_> {
                         self.show();
                     }
                     Err(error) if error.is_transient() => {
+                        if retry == RETRIES_UNSAID {
+                            self.progress.note(&format!("waiting: {error}"));
+                        }
                         sleep(Backoff::BROKER.delay(retry, &mut rand::rng())).await;
                         retry += 1;
                     }
