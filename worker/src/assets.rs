@@ -98,8 +98,12 @@ impl ModelDirectory {
     /// When it is no directory, or its manifest can't be read.
     pub fn open(path: &Path) -> Result<Self, AssetsError> {
         if !path.is_dir() {
-            let hint = "a model is a directory with config.json, tokenizer.json and model.safetensors".to_owned();
-            return Err(AssetsError::Missing { path: path.to_owned(), hint });
+            let (path, hint) =
+                (path.to_owned(), "a model is a directory with config.json, tokenizer.json and model.safetensors");
+            return Err(match path.exists() {
+                true => AssetsError::Malformed { path, what: format!("not a directory; {hint}") },
+                false => AssetsError::Missing { path, hint: hint.to_owned() },
+            });
         }
         let manifest = read_manifest(&path.join(MANIFEST))?;
         Ok(Self { path: path.to_owned(), manifest, read: Mutex::default() })

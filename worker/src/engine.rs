@@ -81,6 +81,8 @@ pub struct ModelInfo {
     pub max_tokens: usize,
     /// Where it runs: `cpu`, `cuda:0`.
     pub device: String,
+    /// Whether a pair of texts is an input for it, as it is for a cross-encoder.
+    pub reads_pairs: bool,
 }
 
 /// A model that is ready to be warmed up: its replicas share one copy of the weights.

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inferq_shared::broker::QueueNames;
-use inferq_shared::job::{DecodeErrorKind, Encoding, Inputs, Item, Job, JobId, Limits, Parameters, ReplyTo, attribute};
+use inferq_shared::job::{
+    DecodeErrorKind, Encoding, Input, Inputs, Item, Job, JobId, Limits, Parameters, ReplyTo, attribute,
+};
 use inferq_shared::reply::{ReplyError, Status};
 use inferq_shared::telemetry::story;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::assemble::Signature;
 use crate::clock::Clock;
-use crate::engine::ModelInfo;
+use crate::engine::{ModelInfo, Tokens};
 use crate::ticket::{Case, Outbound, Received, ReleaseReason, Ticket, TicketItem};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
@@ -240,10 +242,18 @@ impl Intake {
 
     fn tokenise(&self, id: &JobId, truncate: bool, items: Vec<Item>) -> Vec<TicketItem> {
         let one = |(index, item): (usize, Item)| TicketItem {
-            tokens: self.tokenizer.encode(&item.input, truncate).map(Arc::new).map_err(|error| item_error(&error)),
+            tokens: self.tokens(&item.input, truncate),
             id: item.id.unwrap_or_else(|| format!("{id}/{index}")),
         };
         items.into_iter().enumerate().map(one).collect()
+    }
+
+    fn tokens(&self, input: &Input, truncate: bool) -> Result<Arc<Tokens>, ReplyError> {
+        if matches!(input, Input::Pair(..)) && !self.info.reads_pairs {
+            let message = "the model reads single texts, and this is a pair: send texts, or use a cross-encoder";
+            return Err(ReplyError::new("invalid", message));
+        }
+        self.tokenizer.encode(input, truncate).map(Arc::new).map_err(|error| item_error(&error))
     }
 
     fn case(

@@ -33,6 +33,7 @@ pub fn info() -> ModelInfo {
         dimensions: DIMENSIONS,
         max_tokens: super::TOKENS_MAX,
         device: "cpu".to_owned(),
+        reads_pairs: true,
     }
 }
 

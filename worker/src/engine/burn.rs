@@ -24,11 +24,14 @@ use super::pooling::Pooling;
 use super::weights::WeightFiles;
 use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens};
 use crate::assets::{AssetsError, ModelDirectory};
-use crate::tokenize::Tokenizer;
+use crate::tokenize::{TokenizeError, Tokenizer};
 
 /// Tokens that one thread takes through the model at a time: few enough for their rows to stay in the cache, many
 /// enough for the weights to be read seldom. Reasoned from cache sizes, not tuned.
 const GROUP_TOKENS: usize = 512;
+
+/// Says how long the texts are that the model reads.
+const SENTENCE: &str = "sentence_bert_config.json";
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,12 +149,12 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let directory = ModelDirectory::open(&options.directory)?;
     let config = read_config(&directory)?;
     let pooling = read_pooling(&directory)?;
-    let sentence: SentenceConfig = read_json_if_there(&directory, "sentence_bert_config.json")?.unwrap_or_default();
+    let sentence: SentenceConfig = read_json_if_there(&directory, SENTENCE)?.unwrap_or_default();
     let max_tokens = sentence.max_seq_length.unwrap_or(usize::MAX).min(config.max_position_embeddings);
     let dimensions = config.hidden_size;
     let loading = pool(std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))?;
     let (tokenizer, bert) = loading.join(
-        || read_tokenizer(&directory, max_tokens, sentence.do_lower_case),
+        || read_tokenizer(&directory, max_tokens, &sentence),
         || read_weights(&directory, config, &options.device.open()),
     );
     let (tokenizer, (bert, phases)) = (tokenizer?, bert?);
@@ -164,6 +167,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         dimensions,
         max_tokens,
         device: options.device.name().to_owned(),
+        reads_pairs: false,
     };
     tracing::info!(
         model.name = info.name,
@@ -212,12 +216,24 @@ fn read_pooling(directory: &ModelDirectory) -> Result<Pooling, LoadError> {
     Pooling::parse(&json).map_err(|what| unsupported(&name, what))
 }
 
-fn read_tokenizer(directory: &ModelDirectory, max_tokens: usize, lowercase: bool) -> Result<Tokenizer, LoadError> {
+fn read_tokenizer(
+    directory: &ModelDirectory,
+    max_tokens: usize,
+    sentence: &SentenceConfig,
+) -> Result<Tokenizer, LoadError> {
     const NAME: &str = "tokenizer.json";
     let bytes = directory.read(NAME, "it turns text into tokens: save the model with a fast tokenizer")?;
-    let malformed =
-        |error| LoadError::Malformed { path: directory.path_of(NAME), what: format!("no tokenizer: {error}") };
-    Tokenizer::from_file(&bytes, max_tokens, lowercase).map_err(malformed)
+    let malformed = |name, what| LoadError::Malformed { path: directory.path_of(name), what };
+    Tokenizer::from_file(&bytes, max_tokens, sentence.do_lower_case).map_err(|error| match error {
+        // The file that sets the limit is wrong, not the tokenizer.
+        TokenizeError::TooLong { tokens, limit } if sentence.max_seq_length == Some(limit) => {
+            malformed(SENTENCE, format!("max_seq_length is {limit}; it must be at least {tokens}"))
+        }
+        TokenizeError::TooLong { tokens, limit } => {
+            malformed("config.json", format!("max_position_embeddings is {limit}; it must be at least {tokens}"))
+        }
+        error => malformed(NAME, format!("no tokenizer: {error}")),
+    })
 }
 
 /// How long the parts of loading took.

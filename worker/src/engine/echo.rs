@@ -66,6 +66,7 @@ pub fn load(options: EchoOptions, replicas: usize, name: Option<String>) -> Load
             dimensions: DIMENSIONS,
             max_tokens: TOKENS_MAX,
             device: "cpu".to_owned(),
+            reads_pairs: true,
         },
     }
 }

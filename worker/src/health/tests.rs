@@ -81,6 +81,7 @@ async fn status_says_what_runs_and_how_long_each_phase_took() {
         dimensions: 1,
         max_tokens: 1,
         device: "cpu".to_owned(),
+        reads_pairs: false,
     });
     health.enter(State::Warming);
     health.ready(account());

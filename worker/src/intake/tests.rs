@@ -15,6 +15,7 @@ fn intake(attempts_max: u32) -> Intake {
         dimensions: 8,
         max_tokens: 4,
         device: "cpu".to_owned(),
+        reads_pairs: true,
     };
     Intake {
         settings: Arc::new(IntakeSettings {
