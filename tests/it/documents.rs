@@ -15,7 +15,7 @@ fn document(name: &str) -> PathBuf {
 }
 
 /// Compares what stands between two marks of a document with what it should be, or writes it anew.
-fn check_block(name: &str, mark: &str, expected: &str) {
+pub(crate) fn check_block(name: &str, mark: &str, expected: &str) {
     let path = document(name);
     let text = std::fs::read_to_string(&path).unwrap();
     let begin = text.find(&format!("<!-- {mark}")).unwrap_or_else(|| panic!("{name} has no mark {mark}"));

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets what it does not expect should stop there")]
 
+mod bad_input;
 mod contract;
 mod documents;
 mod durability;
 mod faults;
+mod hard_places;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod parity;

@@ -45,7 +45,7 @@ fn fixture() -> Fixture {
     serde_json::from_str(include_str!("../fixtures/parity.json")).unwrap()
 }
 
-fn model_directory() -> PathBuf {
+pub(crate) fn model_directory() -> PathBuf {
     let cache = || {
         let cache = std::env::var_os("INFERQ_MODEL_CACHE").map(PathBuf::from);
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/inferq/models");

@@ -1,55 +1,30 @@
 //! Real worker processes on an embedded queue: killed, poisoned, drained, misconfigured.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::Path;
 
 use inferq_shared::broker::{Message, QueueOptions};
-use inferq_shared::reply::{Reply, Status};
+use inferq_shared::reply::Status;
 use inferq_shared::telemetry::story;
 use inferq_tests::process::{WorkerProcess, command};
-use inferq_tests::queue_file::{QueueFile, job};
+use inferq_tests::queue_file::{QueueFile, message, numbered};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// Collects replies until there is one for each of so many jobs; `between` runs after each pull of replies.
-async fn collect(queue: &QueueFile, jobs: usize, mut between: impl FnMut(usize)) -> BTreeMap<String, Reply> {
-    let mut replies = BTreeMap::new();
-    let take = |more: Vec<Message>| {
-        for message in more {
-            let reply = Reply::decode(&message.body).unwrap();
-            replies.entry(reply.id.to_string()).or_insert(reply);
-        }
-        between(replies.len());
-        replies.len() >= jobs
-    };
-    queue.replies(16, take).await.unwrap();
-    replies
-}
-
-fn one(id: &str, text: &str) -> Message {
-    job(id, [text.to_owned()])
-}
-
-fn numbered(jobs: Range<usize>) -> impl Iterator<Item = Message> {
-    jobs.map(|number| one(&format!("job-{number}"), &format!("text number {number}")))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_twenty_times_loses_nothing() {
     const JOBS: usize = 2_000;
     const KILLS: usize = 20;
-    let queue = QueueFile::new().await.unwrap();
-    queue.publish(numbered(0..JOBS)).await.unwrap();
+    let queue = QueueFile::new().await;
+    queue.publish(numbered(0..JOBS)).await;
     let mut rng = StdRng::seed_from_u64(7);
     let start =
         |path: &Path| WorkerProcess::start(path, &["--in-flight-jobs", "32", "--echo-batch-ms", "1", "--lease-s", "1"]);
     let mut worker = Some(start(&queue.path));
     let (mut kills, mut next) = (0, rng.random_range(1..=JOBS / KILLS));
-    let replies = collect(&queue, JOBS, |answered| {
+    let replies = queue.collect(JOBS, |answered| {
         if answered >= next && kills < KILLS {
             worker.take().expect("one worker runs at a time").kill();
             worker = Some(start(&queue.path));
@@ -65,10 +40,10 @@ async fn a_worker_killed_twenty_times_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_kills_its_process_is_answered_and_no_innocent_suffers() {
     const INNOCENTS: usize = 300;
-    let queue = QueueFile::new().await.unwrap();
-    queue.publish(numbered(0..INNOCENTS / 2)).await.unwrap();
-    queue.publish([one("poison", "please !kill yourself")]).await.unwrap();
-    queue.publish(numbered(INNOCENTS / 2..INNOCENTS)).await.unwrap();
+    let queue = QueueFile::new().await;
+    queue.publish(numbered(0..INNOCENTS / 2)).await;
+    queue.publish([message("poison", "please !kill yourself")]).await;
+    queue.publish(numbered(INNOCENTS / 2..INNOCENTS)).await;
     let path = queue.path.clone();
     let supervisor = tokio::task::spawn_blocking(move || {
         let mut crashes = 0;
@@ -82,7 +57,7 @@ async fn a_job_that_kills_its_process_is_answered_and_no_innocent_suffers() {
             crashes += 1;
         }
     });
-    let replies = collect(&queue, INNOCENTS + 1, |_| ()).await;
+    let replies = queue.collect(INNOCENTS + 1, |_| ()).await;
     std::fs::write(queue.path.with_extension("done"), b"").expect("the supervisor is told");
     let crashes = supervisor.await.expect("the supervisor ends");
     assert_eq!(replies["poison"].error.as_ref().map(|error| error.code.as_str()), Some("attempts_exhausted"));
@@ -107,13 +82,13 @@ fn worker_end(worker: &mut WorkerProcess, path: &Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
-    let queue = QueueFile::new().await.unwrap();
+    let queue = QueueFile::new().await;
     let worker = WorkerProcess::start(&queue.path, &[]);
     worker.until_logged("ready");
     assert_eq!(worker.get("/healthz"), (200, r#"{"code":"200","message":"Ok"}"#.to_owned()));
     assert_eq!(worker.get("/livez").0, 200);
-    queue.publish(numbered(0..10)).await.unwrap();
-    let replies = collect(&queue, 10, |_| ()).await;
+    queue.publish(numbered(0..10)).await;
+    let replies = queue.collect(10, |_| ()).await;
     assert!(replies.values().all(|reply| reply.attempt == 1));
     let (code, metrics) = worker.get("/metrics");
     assert_eq!(code, 200);
@@ -124,8 +99,8 @@ async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_engine_hangs_fails_its_liveness_and_its_jobs_run_elsewhere() {
-    let queue = QueueFile::new().await.unwrap();
-    queue.publish([one("heavy", "please !hang")].into_iter().chain(numbered(0..3))).await.unwrap();
+    let queue = QueueFile::new().await;
+    queue.publish([message("heavy", "please !hang")].into_iter().chain(numbered(0..3))).await;
     let flags = ["--echo-faults", "--watchdog-s", "1", "--lease-s", "1", "--replicas", "1"];
     let hung = WorkerProcess::start(&queue.path, &flags);
     hung.until_logged("stuck: leases are no longer renewed, and no jobs are taken");
@@ -134,18 +109,18 @@ async fn a_worker_whose_engine_hangs_fails_its_liveness_and_its_jobs_run_elsewhe
     assert_eq!(status["stuck"], "engine-0");
     // This one takes the word for a word.
     let _sound = WorkerProcess::start(&queue.path, &[]);
-    let replies = collect(&queue, 4, |_| ()).await;
+    let replies = queue.collect(4, |_| ()).await;
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
     assert!(replies["heavy"].attempt > 1, "the hung worker lost its lease");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_tells_each_job_s_story_in_words_that_do_not_change() {
-    let queue = QueueFile::new().await.unwrap();
+    let queue = QueueFile::new().await;
     let flags = ["--echo-faults", "--lease-s", "1", "--log", "info,inferq::job=debug"];
     let worker = WorkerProcess::start(&queue.path, &flags);
-    queue.publish([one("job-1", "a text that does !fail")]).await.unwrap();
-    collect(&queue, 1, |_| ()).await;
+    queue.publish([message("job-1", "a text that does !fail")]).await;
+    queue.collect(1, |_| ()).await;
     for (step, field, value) in [
         (story::RECEIVED, "attempt", json!(1)),
         (story::BATCHED, "job.items", json!(1)),
@@ -157,11 +132,11 @@ async fn the_log_tells_each_job_s_story_in_words_that_do_not_change() {
         assert_eq!((&told["job.id"], &told[field]), (&json!("job-1"), &value), "{told}");
         assert!(!told.to_string().contains("a text"), "{told}");
     }
-    queue.publish([Message { body: "no job".into(), ..Message::default() }]).await.unwrap();
+    queue.publish([Message { body: "no job".into(), ..Message::default() }]).await;
     let reason = worker.until_logged(story::DEAD_LETTERED)["reason"].to_string();
     assert!(reason.contains("malformed"), "{reason}");
     worker.kill();
-    queue.publish([one("job-2", "please !kill me")]).await.unwrap();
+    queue.publish([message("job-2", "please !kill me")]).await;
     WorkerProcess::start(&queue.path, &flags).wait();
     let second = WorkerProcess::start(&queue.path, &flags);
     let told = second.until_logged(story::RECEIVED_AGAIN);
@@ -173,14 +148,14 @@ async fn the_log_tells_each_job_s_story_in_words_that_do_not_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_worker_gives_back_what_it_has_not_begun_and_spends_no_attempt() {
-    let queue = QueueFile::new().await.unwrap();
-    queue.publish(numbered(0..500)).await.unwrap();
+    let queue = QueueFile::new().await;
+    queue.publish(numbered(0..500)).await;
     let slow =
         WorkerProcess::start(&queue.path, &["--echo-batch-ms", "50", "--max-batch-items", "4", "--drain-limit-s", "5"]);
     slow.until_logged("ready");
     let mut stopped = Some(slow);
     let mut second = None;
-    let replies = collect(&queue, 500, |answered| {
+    let replies = queue.collect(500, |answered| {
         if answered >= 8
             && let Some(worker) = stopped.take()
         {
@@ -224,12 +199,12 @@ fn flags(folder: &impl std::fmt::Display, more: &[&str]) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_results_queue_holds_replies_back_until_there_is_room() {
-    let queue = QueueFile::new().await.unwrap();
+    let queue = QueueFile::new().await;
     let bounded = QueueOptions { messages_max: NonZeroUsize::new(4), expires: None };
     queue.broker.remove(&queue.names.results()).await.expect("the results queue is removed");
     queue.broker.declare(&queue.names.results(), bounded).await.expect("a small results queue");
-    queue.publish(numbered(0..40)).await.unwrap();
+    queue.publish(numbered(0..40)).await;
     let _worker = WorkerProcess::start(&queue.path, &["--max-batch-items", "2"]);
-    let replies = collect(&queue, 40, |_| ()).await;
+    let replies = queue.collect(40, |_| ()).await;
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
 }

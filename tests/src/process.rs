@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything may take before the test fails; never waited for when all is well.
@@ -32,6 +33,14 @@ pub fn command(name: &str) -> Command {
     command
 }
 
+/// A command for `inferq-worker` on this queue file, with a health endpoint on some free port.
+pub fn worker_command(queue: &Path, flags: &[&str]) -> Command {
+    let mut command = command("inferq-worker");
+    let queue = format!("sqlite://{}", queue.display());
+    command.args(["--health", "127.0.0.1:0", "--queue", &queue]).args(flags);
+    command
+}
+
 /// A running `inferq-worker` on an embedded queue.
 pub struct WorkerProcess {
     child: Child,
@@ -47,13 +56,12 @@ impl WorkerProcess {
 
     /// Starts a worker on the queue file, and waits until its health endpoint is bound.
     pub fn start_with(queue: &Path, flags: &[&str]) -> Self {
-        let mut child = command("inferq-worker")
-            .args(["--health", "127.0.0.1:0", "--queue"])
-            .arg(format!("sqlite://{}", queue.display()))
-            .args(flags)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the worker's binary can be started");
+        Self::spawn(&mut worker_command(queue, flags))
+    }
+
+    /// Starts what [`worker_command`] made, and waits until its health endpoint is bound.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the worker's binary can be started");
         let lines = read_lines(child.stderr.take().expect("stderr is piped"));
         let bound = wait_for(&lines, "health endpoint bound");
         let health = bound["address"].as_str().expect("the log names the address").parse().expect("an address");
@@ -73,8 +81,12 @@ impl WorkerProcess {
 
     /// Asks the process to stop.
     pub fn terminate(&self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("the worker can be signalled");
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the worker can be signalled");
     }
 
     /// Waits until the process has ended by itself.

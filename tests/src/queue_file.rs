@@ -1,80 +1,115 @@
-//! A queue file of the caller's own, in a folder that goes with it: jobs go in, replies come out.
+//! An embedded queue in a file of the caller's own, and the client's end of it: jobs go in, replies come out.
 //!
-//! For tests and benchmarks that start real processes on it.
+//! For tests and benchmarks that start real processes on [`QueueFile::path`]. It never runs a job.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use inferq_shared::broker::{
-    Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Delivery, Lease, Message, Publisher, QueueNames,
+    AnyConsumer, Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Delivery, Lease, Message, Publisher,
+    QueueNames,
 };
 use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, Parameters, attribute};
+use inferq_shared::reply::Reply;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::brokers::up_to;
 use crate::process::PATIENCE;
 
-/// A queue file, and a connection to it.
+/// A queue file with its queues declared, and a connection to it.
 pub struct QueueFile {
-    _folder: TempDir,
     /// Where it lies.
     pub path: PathBuf,
     /// The connection.
     pub broker: Broker,
-    /// Its queues, declared.
+    /// Its queues.
     pub names: QueueNames,
+    _folder: Option<TempDir>,
 }
 
 impl QueueFile {
-    /// An empty one.
-    ///
-    /// # Errors
-    /// When the file can't be made.
-    pub async fn new() -> Result<Self> {
-        let folder = TempDir::new()?;
-        let path = folder.path().join("queue.db");
-        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await?;
+    /// An empty one in a folder of its own, which goes with it.
+    pub async fn new() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let queue = Self::at(folder.path().join("queue.db")).await;
+        Self { _folder: Some(folder), ..queue }
+    }
+
+    /// The one at this path.
+    pub async fn at(path: PathBuf) -> Self {
+        let broker = Broker::connect(&BrokerUrl::sqlite(&path)).await.expect("a queue file");
         let names = QueueNames::new("jobs");
-        broker.setup(&names).await?;
-        Ok(Self { _folder: folder, path, broker, names })
+        broker.setup(&names).await.expect("the queues are declared");
+        Self { path, broker, names, _folder: None }
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("sqlite://{}", self.path.display())
+    }
+
+    /// A path in the queue's folder.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.path.with_file_name(name)
     }
 
     /// Publishes jobs in one go.
-    ///
-    /// # Errors
-    /// What the broker says.
-    pub async fn publish(&self, jobs: impl IntoIterator<Item = Message>) -> Result<()> {
-        Ok(self.broker.publisher().publish(&self.names.jobs, jobs.into_iter().collect()).await?)
+    pub async fn publish(&self, jobs: impl IntoIterator<Item = Message>) {
+        let jobs = jobs.into_iter().collect();
+        self.broker.publisher().publish(&self.names.jobs, jobs).await.expect("the jobs are published");
+    }
+
+    /// A consumer of one of its queues.
+    pub async fn consumer(&self, queue: &str) -> AnyConsumer {
+        self.broker.consumer(queue, ConsumeOptions::new()).await.expect("the queue is there")
+    }
+
+    /// Messages of a queue that could be delivered now, and those that are leased.
+    pub async fn waiting_and_leased(&self, queue: &str) -> (u64, u64) {
+        let status = self.broker.status(queue).await.expect("the queue is there");
+        (status.waiting.unwrap_or(0), status.leased.unwrap_or(0))
     }
 
     /// Takes replies off the default route, at most `pull_max` at a time, until `take` says that it has enough; it is
     /// given what each pull brought.
-    ///
-    /// # Errors
-    /// When none comes for as long as [`PATIENCE`], or the queue fails.
-    pub async fn replies(&self, pull_max: usize, mut take: impl FnMut(Vec<Message>) -> bool) -> Result<()> {
-        let mut consumer = self.broker.consumer(&self.names.results(), ConsumeOptions::new()).await?;
-        loop {
-            let received = tokio::time::timeout(PATIENCE, consumer.receive(up_to(pull_max))).await;
-            let deliveries = received.context("no reply came for a long time")??;
-            let (replies, leases): (Vec<_>, Vec<_>) =
-                deliveries.into_iter().map(|Delivery { message, lease, .. }| (message, lease)).unzip();
-            try_join_all(leases.into_iter().map(Lease::ack)).await?;
-            if take(replies) {
-                break;
-            }
-        }
+    pub async fn replies(&self, pull_max: usize, mut take: impl FnMut(Vec<Message>) -> bool) {
+        let mut consumer = self.consumer(&self.names.results()).await;
+        while !take(taken(&mut consumer, pull_max).await) {}
         consumer.close().await;
-        Ok(())
+    }
+
+    /// Collects replies until there is one for each of so many jobs; `between` runs after each pull of replies.
+    pub async fn collect(&self, jobs: usize, mut between: impl FnMut(usize)) -> BTreeMap<String, Reply> {
+        let mut replies = BTreeMap::new();
+        let take = |more: Vec<Message>| {
+            for message in more {
+                let reply = Reply::decode(&message.body).expect("a reply");
+                replies.entry(reply.id.to_string()).or_insert(reply);
+            }
+            between(replies.len());
+            replies.len() >= jobs
+        };
+        self.replies(16, take).await;
+        replies
     }
 }
 
+/// Takes and acks what comes next.
+pub async fn taken(consumer: &mut AnyConsumer, pull_max: usize) -> Vec<Message> {
+    let received = timeout(PATIENCE, consumer.receive(up_to(pull_max))).await;
+    let deliveries = received.expect("messages keep coming").expect("the queue works");
+    let (messages, leases): (Vec<_>, Vec<_>) =
+        deliveries.into_iter().map(|Delivery { message, lease, .. }| (message, lease)).unzip();
+    for acked in join_all(leases.into_iter().map(Lease::ack)).await {
+        acked.expect("what came is acked");
+    }
+    messages
+}
+
 /// A job of these texts.
-///
-/// # Panics
-/// When the id is none.
 pub fn job(id: &str, texts: impl IntoIterator<Item = String>) -> Message {
     let id = JobId::new(id).expect("a valid id");
     let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
@@ -88,5 +123,15 @@ pub fn job(id: &str, texts: impl IntoIterator<Item = String>) -> Message {
         deadline: None,
         metadata: Metadata::new(),
     };
-    Message { body: Bytes::from(job.encode()), attributes }
+    Message { body: job.encode().into(), attributes }
+}
+
+/// A job of one text.
+pub fn message(id: &str, text: &str) -> Message {
+    job(id, [text.to_owned()])
+}
+
+/// Jobs named for their numbers, each of one text.
+pub fn numbered(jobs: Range<usize>) -> impl Iterator<Item = Message> {
+    jobs.map(|number| message(&format!("job-{number}"), &format!("text number {number}")))
 }

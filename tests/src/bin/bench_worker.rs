@@ -48,9 +48,9 @@ async fn main() -> Result<()> {
 async fn echo(jobs: usize) -> Result<Value> {
     let (mut rates, mut peaks) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let queue = filled(jobs, 1, round).await?;
+        let queue = filled(jobs, 1, round).await;
         let worker = WorkerProcess::start(&queue.path, &[]);
-        rates.push(jobs as f64 / answered(&queue, &worker, jobs).await?.as_secs_f64());
+        rates.push(jobs as f64 / answered(&queue, &worker, jobs).await.as_secs_f64());
         peaks.push(worker.peak_kib()? as f64 / 1024.0);
     }
     let (rate, peak) = (median(&rates), median(&peaks));
@@ -63,9 +63,9 @@ async fn memory(large: usize) -> Result<Value> {
     let sizes = [10_000, large];
     let mut peaks = Vec::new();
     for jobs in sizes {
-        let queue = filled(jobs, 1, 1).await?;
+        let queue = filled(jobs, 1, 1).await;
         let worker = WorkerProcess::start(&queue.path, &[]);
-        answered(&queue, &worker, jobs).await?;
+        answered(&queue, &worker, jobs).await;
         let peak = worker.peak_kib()? as f64 / 1024.0;
         println!("backlog of {jobs} jobs: peak {peak:.1} MiB");
         peaks.push(peak);
@@ -80,9 +80,9 @@ async fn across(items: usize) -> Result<Value> {
     let (mut many, mut one) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         for (items_a_job, times) in [(1, &mut many), (items, &mut one)] {
-            let queue = filled(items, items_a_job, round).await?;
+            let queue = filled(items, items_a_job, round).await;
             let worker = WorkerProcess::start_with(&queue.path, &["--model", &model]);
-            times.push(answered(&queue, &worker, items / items_a_job).await?.as_secs_f64());
+            times.push(answered(&queue, &worker, items / items_a_job).await.as_secs_f64());
         }
     }
     let ratios: Vec<f64> = many.iter().zip(&one).map(|(many, one)| one / many).collect();
@@ -191,19 +191,19 @@ fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
 }
 
 /// A queue file with jobs in it.
-async fn filled(items: usize, items_a_job: usize, seed: u64) -> Result<QueueFile> {
-    let queue = QueueFile::new().await?;
+async fn filled(items: usize, items_a_job: usize, seed: u64) -> QueueFile {
+    let queue = QueueFile::new().await;
     let mut rng = StdRng::seed_from_u64(seed);
     let jobs: Vec<usize> = (0..items / items_a_job).collect();
     for chunk in jobs.chunks(1_000) {
         let job = |number: &usize| job(&format!("job-{number}"), (0..items_a_job).map(|_| text(&mut rng)));
-        queue.publish(chunk.iter().map(job)).await?;
+        queue.publish(chunk.iter().map(job)).await;
     }
-    Ok(queue)
+    queue
 }
 
 /// The time from the worker's readiness to the last of so many replies; they are taken away as they come.
-async fn answered(queue: &QueueFile, worker: &WorkerProcess, jobs: usize) -> Result<Duration> {
+async fn answered(queue: &QueueFile, worker: &WorkerProcess, jobs: usize) -> Duration {
     worker.until_logged("ready");
     let started = Instant::now();
     let mut seen = 0;
@@ -211,8 +211,8 @@ async fn answered(queue: &QueueFile, worker: &WorkerProcess, jobs: usize) -> Res
         seen += replies.len();
         seen >= jobs
     };
-    queue.replies(256, take).await?;
-    Ok(started.elapsed())
+    queue.replies(256, take).await;
+    started.elapsed()
 }
 
 /// A text of 3 to 120 words, short ones more often, no two alike.
