@@ -1,31 +1,33 @@
-//! `inferq collect`: the submission's replies into the ledger, and from there one row an item, in input order.
+//! `inferq collect`: the submission's replies into the ledger, and from there one row an item.
 //!
-//! In: a ledger, and the route that its submission's replies take. Out: the output file. A reply is acked only after
-//! the ledger has it, so that a crash loses none; the same command goes on. It keeps the best reply of each job, and
-//! never holds more replies than one pull brings.
+//! In: a ledger, and the route that its submission's replies take. Out: the output. A reply is acked only after the
+//! ledger has it, so that a crash loses none; the same command goes on. It keeps the best reply of each job, and never
+//! holds more replies than a few pulls bring: while one is fetched, another is decoded, and a third goes to the ledger.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::future::pending;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Lease, Pull};
-use inferq_shared::job::Encoding;
-use inferq_shared::reply::{Embedding, Reply, ReplyError};
+use inferq_shared::reply::Reply;
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{connect, failed, quoted_path};
-use crate::ledger::{Answered, Counts, Ledger, LedgerError, Recorded, SharedLedger};
+use crate::connect::{connect, failed, quoted_path, this_command};
+use crate::follow::Follower;
+use crate::ledger::{Answer, Counts, Ledger, LedgerError, Recorded, SharedLedger};
 use crate::outcome::{Error, Outcome};
+use crate::output::{OutputArgs, Target};
 use crate::progress::{Progress, Tally, Total, grouped};
-use crate::sink::{Output, Row, Sink};
-use crate::submit::encoding;
+use crate::summary::Summary;
 
 /// The flags of `inferq collect`.
 #[derive(Debug, clap::Args)]
@@ -33,12 +35,8 @@ pub struct Args {
     /// The ledger that `submit` made.
     #[arg(long, env = "INFERQ_LEDGER", value_name = "FILE")]
     ledger: PathBuf,
-    /// Where the rows go: a file, replaced only when all rows are there, or - for stdout.
-    #[arg(long, env = "INFERQ_OUTPUT", value_name = "FILE|-")]
-    output: Output,
-    /// How embeddings are written: JSON numbers, or base64 of little-endian f32.
-    #[arg(long, env = "INFERQ_OUTPUT_ENCODING", value_name = "float|base64", default_value = "float", value_parser = encoding)]
-    encoding: Encoding,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Stop after so many seconds, say what is missing, and exit 75. Nothing is lost; the same command goes on.
     #[arg(long, env = "INFERQ_TIMEOUT_S", value_name = "SECONDS")]
     timeout_s: Option<u64>,
@@ -51,21 +49,26 @@ pub struct Args {
     results: Option<BrokerUrl>,
 }
 
-/// One pull brings no more than this.
-const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"), bytes: 32 << 20 };
+/// One pull brings no more than this: enough for a commit to be worth its sync.
+const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"), bytes: 16 << 20 };
+/// Pulls that are decoded at once.
+const DECODING: usize = 2;
 /// Calls that fail before a wait is worth a line: some seconds.
 const RETRIES_UNSAID: u32 = 6;
-/// Ids named when replies are missing.
-const MISSING_NAMED: usize = 10;
+/// Jobs named when replies are missing.
+const MISSING_NAMED: usize = 20;
 /// How long a shared route's reply to somebody else is left alone.
 const OTHERS_FOR: Duration = Duration::from_secs(30);
+/// How long a reply is left alone that came before its job's confirm was recorded.
+const EARLY_FOR: Duration = Duration::from_secs(1);
 
 /// Runs `inferq collect`.
 ///
 /// # Errors
 /// When ledger, output or queue can't be used, replies are missing at the timeout, or a signal came.
 pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
-    args.output.check()?;
+    let started = Instant::now();
+    let target = args.output.target()?;
     let ledger = Ledger::open(&args.ledger)?;
     let counts = ledger.counts();
     let route = Route::of(&ledger, &args)?;
@@ -78,6 +81,7 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
         return Err(Error::Usage(message));
     }
     let ledger = SharedLedger::new(ledger);
+    let mut follower = ledger.with(|ledger| target.follower(ledger))?;
     let broker = connect(&route.url).await?;
     if !counts.all_answered() {
         let progress = Progress::new();
@@ -85,14 +89,15 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
         let collector = Collector { broker: &broker, route: &route, ledger: &ledger, progress: &progress };
         // Nothing is submitted meanwhile, so this never changes.
         let (_submitting, complete) = watch::channel(true);
-        let deadline = args.timeout_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        if let Err(error) = collector.receive_all(complete, deadline, &stop).await {
+        let deadline = args.timeout_s.map(|seconds| started + Duration::from_secs(seconds));
+        if let Err(error) = collector.receive_all(complete, deadline, &mut follower, &stop).await {
             // Gives back what it had received, so that the same command finds it at once.
             broker.close().await;
             return Err(error);
         }
     }
-    let summary = ledger.with(|ledger| write_output(ledger, &args.output, args.encoding))?;
+    let before = counts.items_answered;
+    let outcome = ledger.with(|ledger| write_output(ledger, target, follower, (before, started), &stop))?;
     if route.own {
         // The output is there: a route that can't be removed now expires by itself.
         if let Err(error) = broker.remove(&route.name).await {
@@ -100,7 +105,26 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
         }
     }
     broker.close().await;
-    summary.report(&args.output);
+    Ok(outcome)
+}
+
+/// Writes the output from the best replies, and says on stderr what is in it. Every job has a reply by now; `before`
+/// items had one when the command `started`.
+///
+/// # Errors
+/// When the ledger can't be read, the output can't be written, or `stop` was cancelled.
+pub fn write_output(
+    ledger: &mut Ledger,
+    target: Target,
+    follower: Option<Follower>,
+    (before, started): (u64, Instant),
+    stop: &CancellationToken,
+) -> Result<Outcome, Error> {
+    let (output, failures) = (target.output().clone(), target.failures().map(PathBuf::from));
+    let tally = target.finish(ledger, follower, stop)?;
+    let Counts { tokens, items_answered, .. } = ledger.counts();
+    let summary = Summary { tally, tokens, items_now: items_answered - before, took: started.elapsed() };
+    eprint!("{}", summary.table(&output, failures.as_deref()));
     Ok(summary.outcome())
 }
 
@@ -141,24 +165,34 @@ pub struct Collector<'a> {
     pub progress: &'a Progress,
 }
 
-/// What came on the route and is in the ledger now, not yet settled.
+/// What came on the route, read but not yet recorded.
+struct Received {
+    lease: Lease,
+    read: Result<Answer, String>,
+}
+
+/// What is in the ledger now, not yet settled.
 struct Settling {
     lease: Lease,
     fate: Recorded,
 }
 
 impl Collector<'_> {
-    /// Receives until every job has a reply and `complete` says that no more jobs come.
+    /// Receives until every job has a reply and `complete` says that no more jobs come. What is followed gets the rows
+    /// of each job as soon as the ledger has its reply.
     ///
     /// # Errors
-    /// When ledger or queue fail for good, at `deadline`, or when `stop` was cancelled.
+    /// When ledger, output or queue fail for good, at `deadline`, or when `stop` was cancelled.
     pub async fn receive_all(
         &self,
         mut complete: watch::Receiver<bool>,
         deadline: Option<Instant>,
+        follower: &mut Option<Follower>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let mut consumer = self.consumer(stop).await?;
+        let mut decoding: FuturesOrdered<JoinHandle<Vec<Received>>> = FuturesOrdered::new();
+        let mut settling = FuturesUnordered::new();
         let mut retry = 0;
         let mut strangers = 0;
         self.show();
@@ -168,11 +202,17 @@ impl Collector<'_> {
                 () = stop.cancelled() => return Err(Error::Interrupted(self.way_on())),
                 () = until(deadline) => return Err(self.timed_out()?),
                 Ok(()) = complete.changed() => {}
-                received = consumer.receive(PULL) => match received {
+                Some(()) = settling.next() => {}
+                Some(received) = decoding.next() => {
+                    let (unknown, settle) = self.record(received.expect("decoding does not panic"), follower)?;
+                    strangers += unknown;
+                    settling.push(settle);
+                    self.show();
+                }
+                received = consumer.receive(PULL), if decoding.len() < DECODING => match received {
                     Ok(deliveries) => {
                         retry = 0;
-                        strangers += self.take(deliveries).await?;
-                        self.show();
+                        decoding.push_back(spawn_blocking(|| deliveries.into_iter().map(Received::of).collect()));
                     }
                     Err(error) if error.is_transient() => {
                         if retry == RETRIES_UNSAID {
@@ -185,6 +225,12 @@ impl Collector<'_> {
                 },
             }
         }
+        while let Some(received) = decoding.next().await {
+            let (unknown, settle) = self.record(received.expect("decoding does not panic"), follower)?;
+            strangers += unknown;
+            settling.push(settle);
+        }
+        while settling.next().await.is_some() {}
         consumer.close().await;
         if strangers > 0 {
             self.progress.note(&format!("{} replies to unknown jobs came on {}", grouped(strangers), self.route.name));
@@ -205,31 +251,44 @@ impl Collector<'_> {
         }
     }
 
-    /// Puts what was received into the ledger, then settles it. Returns how many were to unknown jobs.
-    async fn take(&self, deliveries: Vec<Delivery>) -> Result<u64, Error> {
-        let decoded = deliveries.into_iter().map(|delivery| (Reply::decode(&delivery.message.body), delivery));
-        let (mut replies, mut settling) = (Vec::new(), Vec::new());
-        let mut leases = Vec::new();
-        for (decoded, delivery) in decoded {
-            match decoded {
-                Ok(reply) => {
-                    replies.push((reply, delivery.message.body));
-                    leases.push(delivery.lease);
+    /// Puts what was received into the ledger, and its rows into what is followed. Returns how many were to unknown
+    /// jobs, and what settles them all.
+    fn record(
+        &self,
+        received: Vec<Received>,
+        follower: &mut Option<Follower>,
+    ) -> Result<(u64, impl Future<Output = ()> + use<>), Error> {
+        let (mut answers, mut settling, mut leases) = (Vec::new(), Vec::new(), Vec::new());
+        for Received { lease, read } in received {
+            match read {
+                Ok(answer) => {
+                    answers.push(answer);
+                    leases.push(lease);
                 }
-                Err(error) => {
-                    settling.push(Settling { lease: delivery.lease, fate: Recorded::Unfit(error.to_string()) })
-                }
+                Err(why) => settling.push(Settling { lease, fate: Recorded::Unfit(why) }),
             }
         }
-        let fates = self.ledger.with(|ledger| ledger.record_replies(&replies))?;
+        let fates = self.ledger.with(|ledger| -> Result<_, Error> {
+            let fates = ledger.record_replies(&answers)?;
+            if let Some(follower) = follower {
+                follower.write(ledger, &first_of(&fates))?;
+            }
+            Ok(fates)
+        })?;
         settling.extend(leases.into_iter().zip(fates).map(|(lease, fate)| Settling { lease, fate }));
-        let strangers = settling.iter().filter(|settling| settling.fate == Recorded::Unknown).count();
         for unfit in settling.iter().filter_map(|settling| settling.why_unfit()) {
             self.progress.note(&format!("a message on {} goes to its dead letters: {unfit}", self.route.name));
         }
+        let leave_for = match (self.route.own, self.counts().complete) {
+            (false, _) => Some(OTHERS_FOR),
+            (true, false) => Some(EARLY_FOR),
+            (true, true) => None,
+        };
+        let unknown = settling.iter().filter(|settling| settling.fate == Recorded::Unknown).count();
+        let strangers = if leave_for == Some(EARLY_FOR) { 0 } else { unknown as u64 };
         // A reply whose settling fails comes again, as a duplicate.
-        join_all(settling.into_iter().map(|settling| settling.settle(self.route.own))).await;
-        Ok(strangers as u64)
+        let settle = join_all(settling.into_iter().map(move |settling| settling.settle(leave_for)));
+        Ok((strangers, async move { drop(settle.await) }))
     }
 
     fn counts(&self) -> Counts {
@@ -255,23 +314,52 @@ impl Collector<'_> {
     pub fn way_on(&self) -> String {
         let counts = self.counts();
         format!(
-            "interrupted with {} of {} jobs answered; the same command goes on from there",
+            "interrupted with {} of {} jobs answered; to go on: {}",
             grouped(counts.answered),
-            grouped(counts.jobs)
+            grouped(counts.jobs),
+            this_command()
         )
     }
 
     fn timed_out(&self) -> Result<Error, Error> {
         let counts = self.counts();
-        let ids = self.ledger.with(|ledger| ledger.unanswered(MISSING_NAMED))?;
-        let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
-        Ok(Error::TimedOut(format!(
-            "timed out: {} of {} jobs have no reply yet, first {}; the same command goes on, `inferq submit` with \
-             --resubmit-unanswered sends them again",
+        let (ledger, missing) =
+            self.ledger.with(|ledger| (quoted_path(ledger.path()), ledger.unanswered(MISSING_NAMED)));
+        let missing = missing?;
+        let mut text = format!(
+            "timed out: {} of {} jobs have no reply yet\n",
             grouped(counts.jobs - counts.answered),
-            grouped(counts.jobs),
-            ids.join(" ")
-        )))
+            grouped(counts.jobs)
+        );
+        for (job, place) in &missing {
+            text += &format!("  {job}  from {place} on\n");
+        }
+        let unnamed = (counts.jobs - counts.answered).saturating_sub(missing.len() as u64);
+        if unnamed > 0 {
+            text += &format!("  and {} more\n", grouped(unnamed));
+        }
+        text += &format!(
+            "to wait on: {}\nto send them again: the same `inferq submit` with --ledger {ledger} --resubmit-unanswered",
+            this_command()
+        );
+        Ok(Error::TimedOut(text))
+    }
+}
+
+/// The chunks that got their first reply.
+fn first_of(fates: &[Recorded]) -> Vec<u64> {
+    let first = fates.iter().filter_map(|fate| match fate {
+        Recorded::First(chunk) => Some(*chunk),
+        _ => None,
+    });
+    first.collect()
+}
+
+impl Received {
+    fn of(delivery: Delivery) -> Self {
+        let body: Bytes = delivery.message.body;
+        let read = Reply::decode(&body).map_err(|error| error.to_string());
+        Self { lease: delivery.lease, read: read.map(|reply| Answer::new(&reply, body)) }
     }
 }
 
@@ -283,11 +371,12 @@ impl Settling {
         }
     }
 
-    async fn settle(self, own_route: bool) -> Result<(), BrokerError> {
-        match self.fate {
-            Recorded::Unknown if !own_route => self.lease.release(OTHERS_FOR).await,
-            Recorded::First | Recorded::Duplicate | Recorded::Unknown => self.lease.ack().await,
-            Recorded::Unfit(why) => self.lease.dead_letter(why).await,
+    /// Ends the lease; a reply to an unknown job is given back for so long, if that is wanted.
+    async fn settle(self, leave_for: Option<Duration>) -> Result<(), BrokerError> {
+        match (self.fate, leave_for) {
+            (Recorded::Unknown, Some(after)) => self.lease.release(after).await,
+            (Recorded::First(_) | Recorded::Duplicate | Recorded::Unknown, _) => self.lease.ack().await,
+            (Recorded::Unfit(why), _) => self.lease.dead_letter(why).await,
         }
     }
 }
@@ -297,117 +386,4 @@ async fn until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
-}
-
-/// What an output holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Rows with a result.
-    pub succeeded: u64,
-    /// Rows with an error, by its code.
-    pub failed: BTreeMap<String, u64>,
-}
-
-impl Summary {
-    /// Whether any row has an error.
-    pub fn outcome(&self) -> Outcome {
-        if self.failed.is_empty() { Outcome::Done } else { Outcome::SomeFailed }
-    }
-
-    /// Says on stderr what was written.
-    pub fn report(&self, output: &Output) {
-        let failed: u64 = self.failed.values().sum();
-        eprintln!("{} items in {output}", grouped(self.succeeded + failed));
-        if failed > 0 {
-            let by_code: Vec<_> = self.failed.iter().map(|(code, n)| format!("{code} {}", grouped(*n))).collect();
-            eprintln!("{} of them have an error instead of a result: {}", grouped(failed), by_code.join(", "));
-        }
-    }
-}
-
-/// Writes one row an item, in input order, from the best replies. Every job has one by now.
-///
-/// # Errors
-/// When the ledger can't be read or the output can't be written.
-pub fn write_output(ledger: &Ledger, output: &Output, encoding: Encoding) -> Result<Summary, Error> {
-    let mut sink = Sink::create(output)?;
-    let mut summary = Summary::default();
-    ledger.for_each(|answered| {
-        for row in rows(answered, encoding)? {
-            match &row.error {
-                None => summary.succeeded += 1,
-                Some(error) => *summary.failed.entry(error.code.clone()).or_default() += 1,
-            }
-            sink.write(&row)?;
-        }
-        Ok::<_, Error>(())
-    })?;
-    sink.finish()?;
-    Ok(summary)
-}
-
-/// The rows of one chunk: its job's answers with its bad lines in their places.
-fn rows(answered: Answered, encoding: Encoding) -> Result<Vec<Row<'static>>, Error> {
-    let Answered { job, first, items, mut ids, bad, reply } = answered;
-    ids.resize(items as usize, None);
-    let id_of = |at: usize, id: Option<String>| Cow::Owned(id.unwrap_or_else(|| format!("{job}/{at}")));
-    let mut answers = match reply {
-        Some(body) => answers(Reply::decode(&body).map_err(|error| unreadable(&job, &error))?, items),
-        None if items == 0 => Vec::new(),
-        None => return Err(unreadable(&job, &"it has no reply")),
-    }
-    .into_iter()
-    .zip(ids)
-    .enumerate();
-    let mut bad = bad.into_iter().peekable();
-    let entries = first..first + items + bad.len() as u64;
-    let row = |index| {
-        if let Some((_, id, error)) = bad.next_if(|(at, _, _)| *at == index) {
-            let id = Cow::Owned(id.unwrap_or_else(|| format!("{job}/bad-{index}")));
-            return Some(Row {
-                id,
-                index,
-                embedding: None,
-                labels: None,
-                error: Some(Cow::Owned(error)),
-                tokens: None,
-            });
-        }
-        let (at, (answer, id)) = answers.next()?;
-        let embedding = answer.embedding.map(|embedding| encoded(embedding, encoding));
-        let error = answer.error.map(Cow::Owned);
-        Some(Row { id: id_of(at, id), index, embedding, labels: answer.labels, error, tokens: answer.tokens })
-    };
-    Ok(entries.map_while(row).collect())
-}
-
-/// A job's answers, one an item; the job's own error for each when it was not run.
-fn answers(reply: Reply, items: u64) -> Vec<inferq_shared::reply::ItemResult> {
-    if !reply.results.is_empty() {
-        return reply.results;
-    }
-    let error =
-        reply.error.unwrap_or_else(|| ReplyError::new("no_result", "the reply holds neither results nor an error"));
-    let result = |index| inferq_shared::reply::ItemResult {
-        id: String::new(),
-        index: index as u32,
-        embedding: None,
-        labels: None,
-        error: Some(error.clone()),
-        tokens: None,
-    };
-    (0..items).map(result).collect()
-}
-
-fn encoded(embedding: Embedding, encoding: Encoding) -> Embedding {
-    match (embedding, encoding) {
-        (Embedding::Base64(values), Encoding::Float) => Embedding::Float(values),
-        (Embedding::Float(values), Encoding::Base64) => Embedding::Base64(values),
-        (embedding, _) => embedding,
-    }
-}
-
-fn unreadable(job: &inferq_shared::job::JobId, why: &dyn std::fmt::Display) -> Error {
-    let error = std::io::Error::new(std::io::ErrorKind::InvalidData, why.to_string());
-    Error::io(format!("the ledger's reply to {job}"), error)
 }

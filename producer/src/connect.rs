@@ -56,6 +56,12 @@ pub fn quoted_path(path: &Path) -> String {
     quoted(&path.display().to_string())
 }
 
+/// The command that runs now, as a shell reads it back.
+pub fn this_command() -> String {
+    let words: Vec<_> = std::env::args_os().map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
 /// Writes what a command has to say to stdout.
 ///
 /// # Errors

@@ -17,12 +17,13 @@ queues can't be used as they are; 75 collect timed out; 1 anything else.";
 pub const RUN: &str = "\
 Examples:
   inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
-  inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt' --output vectors.jsonl
+  inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt' --output vectors.parquet
 
 Each row of the output is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"},
-or {\"id\", \"index\", \"error\"} for a line or text that can't be embedded (exit code 2).
+or {\"id\", \"index\", \"error\"} for a line or text that can't be embedded (exit code 2); these are listed
+in vectors.failures.jsonl too. `inferq collect --help` says more about the formats.
 After a crash or Ctrl-C the same command goes on. The files it needs for that lie beside the output
-and go when it is done.";
+and go when it is done. A queue that others share is not for run: use submit and collect.";
 
 /// Ends `inferq setup --help`.
 pub const SETUP: &str = "\
@@ -46,14 +47,18 @@ After a crash or Ctrl-C the same command goes on. It refuses an input or flags t
 /// Ends `inferq collect --help`.
 pub const COLLECT: &str = "\
 Examples:
-  inferq collect --ledger texts.jsonl.ledger.db --output vectors.jsonl
+  inferq collect --ledger texts.jsonl.ledger.db --output vectors.parquet
   inferq collect --ledger texts.jsonl.ledger.db --output - --timeout-s 600 | head
+  inferq collect --ledger texts.jsonl.ledger.db --output - --follow | my-importer
+  python -c \"import polars; print(polars.read_parquet('vectors.parquet'))\"
 
 Each row is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or
 {\"id\", \"index\", \"error\": {\"code\", \"message\"}} (exit code 2). index counts the items from 0; an item
-without an id of its own is called <job id>/<its place in the job>.
-The output appears only when it is whole. Replies are kept in the ledger, which you may delete when
-you have the output.";
+without an id of its own is called <job id>/<its place in the job>. Parquet has the columns id, index,
+embedding (null where there is an error), tokens, error_code, error_message.
+The output appears only when it is whole; with --follow it grows as replies come, whole jobs at a time
+in the order of their coming. Replies are kept in the ledger, which you may delete when you have the
+output. After a crash or Ctrl-C the same command goes on.";
 
 /// Ends `inferq status --help`.
 pub const STATUS: &str = "\

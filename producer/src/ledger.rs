@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use inferq_shared::job::JobId;
-use inferq_shared::reply::{Reply, ReplyError, Status};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use inferq_shared::reply::ReplyError;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::{Chunk, ChunkDigest};
 
+mod replies;
+
+pub use self::replies::{Answer, Answered, Followed, Recorded, Selection};
+
 /// Marks a sqlite file as a ledger: "iqld".
 const APPLICATION_ID: i32 = 0x6971_6c64;
 /// The version of the tables below.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
 
 const TABLES: &str = "
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -32,6 +35,8 @@ const TABLES: &str = "
     CREATE TABLE bad (position INTEGER PRIMARY KEY, chunk INTEGER NOT NULL, id TEXT, code TEXT NOT NULL, message TEXT NOT NULL);
     CREATE INDEX bad_by_chunk ON bad (chunk);
     CREATE TABLE replies (chunk INTEGER PRIMARY KEY, status TEXT NOT NULL, tokens INTEGER NOT NULL, body BLOB NOT NULL);
+    -- The chunks whose rows a followed output holds; what that output is, and its length, is the setting followed.
+    CREATE TABLE followed (chunk INTEGER PRIMARY KEY);
 ";
 
 /// Why the ledger did not do what it was asked.
@@ -112,19 +117,6 @@ impl Counts {
     }
 }
 
-/// What became of a reply.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recorded {
-    /// The first for its job.
-    First,
-    /// A second one: the better of the two is kept.
-    Duplicate,
-    /// For no job of this submission.
-    Unknown,
-    /// It does not answer its job: why.
-    Unfit(String),
-}
-
 /// A ledger that `submit` and `collect` share within one process.
 #[derive(Clone)]
 pub struct SharedLedger(Arc<Mutex<Ledger>>);
@@ -148,17 +140,10 @@ impl Ledger {
     /// # Errors
     /// When it is in use, no ledger, or the file can't be made.
     pub fn open_or_create(path: &Path) -> Result<Self, LedgerError> {
-        let connection = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
-        if connection.is_readonly("main").map_err(|error| sqlite_error(path, error))? {
-            return Err(unwritable(path, "it is read-only for this user"));
-        }
-        Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() }
-            .alone()?
-            .check_format()?
-            .prepare()
+        Self::open_with(path, "WAL")
     }
 
-    /// Opens the ledger at `path`.
+    /// Opens the ledger at `path` for replies alone: many bytes at a time, which a log would write twice.
     ///
     /// # Errors
     /// When it is absent, in use, or no ledger.
@@ -166,7 +151,18 @@ impl Ledger {
         if !path.exists() {
             return Err(LedgerError::Missing(path.to_owned()));
         }
-        Self::open_or_create(path)
+        Self::open_with(path, "TRUNCATE")
+    }
+
+    fn open_with(path: &Path, journal: &str) -> Result<Self, LedgerError> {
+        let connection = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
+        if connection.is_readonly("main").map_err(|error| sqlite_error(path, error))? {
+            return Err(unwritable(path, "it is read-only for this user"));
+        }
+        Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() }
+            .alone()?
+            .check_format()?
+            .prepare(journal)
     }
 
     /// Keeps other processes out from the first look on: until the connection closes or this process dies.
@@ -189,8 +185,8 @@ impl Ledger {
     }
 
     /// Sets it up for writing, and makes the tables if there are none.
-    fn prepare(mut self) -> Result<Self, LedgerError> {
-        self.settle_in().map_err(self.named())?;
+    fn prepare(mut self, journal: &str) -> Result<Self, LedgerError> {
+        self.settle_in(journal).map_err(self.named())?;
         if self.tables().map_err(self.named())? == 0 {
             self.create_tables().map_err(self.named())?;
         }
@@ -198,11 +194,11 @@ impl Ledger {
         Ok(self)
     }
 
-    fn settle_in(&self) -> rusqlite::Result<()> {
-        self.connection.pragma_update(None, "journal_mode", "WAL")?;
+    fn settle_in(&self, journal: &str) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "journal_mode", journal)?;
         // A reply is acked after its commit, so the commit must outlive a power cut.
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        self.connection.execute_batch("BEGIN IMMEDIATE; COMMIT")
+        self.connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")
     }
 
     fn tables(&self) -> rusqlite::Result<u64> {
@@ -390,75 +386,6 @@ impl Ledger {
         self.counts.complete = true;
         Ok(())
     }
-
-    /// Records replies, the best for each job; returns once that is durable.
-    ///
-    /// # Errors
-    /// When the file can't be read or written; then none is recorded.
-    pub fn record_replies(&mut self, replies: &[(Reply, Bytes)]) -> Result<Vec<Recorded>, LedgerError> {
-        let named = self.named();
-        let submission = self.submission.clone().unwrap_or_default();
-        let mut counts = self.counts;
-        let transaction = self.connection.transaction().map_err(&named)?;
-        let mut recorded = Vec::with_capacity(replies.len());
-        for (reply, body) in replies {
-            let chunk = chunk_of(&submission, &reply.id);
-            let fate =
-                chunk.map_or(Ok(Recorded::Unknown), |chunk| keep_best(&transaction, chunk, reply, body, &mut counts));
-            recorded.push(fate.map_err(&named)?);
-        }
-        transaction.commit().map_err(&named)?;
-        self.counts = counts;
-        Ok(recorded)
-    }
-
-    /// The ids of the first `limit` jobs without a reply.
-    ///
-    /// # Errors
-    /// When the file can't be read.
-    pub fn unanswered(&self, limit: usize) -> Result<Vec<JobId>, LedgerError> {
-        let select = "SELECT chunk FROM jobs WHERE items > 0 AND chunk NOT IN (SELECT chunk FROM replies)
-            ORDER BY chunk LIMIT ?1";
-        let submission = self.submission.clone().unwrap_or_default();
-        let mut select = self.connection.prepare(select).map_err(self.named())?;
-        let chunks = select.query_map([limit], |row| row.get(0)).map_err(self.named())?;
-        chunks.map(|chunk| chunk.map(|chunk| job_id(&submission, chunk)).map_err(self.named())).collect()
-    }
-
-    /// Calls `visit` with every chunk in input order: what was asked, and the best reply.
-    ///
-    /// # Errors
-    /// When the file can't be read, or what `visit` says.
-    pub fn for_each<E: From<LedgerError>>(&self, mut visit: impl FnMut(Answered) -> Result<(), E>) -> Result<(), E> {
-        let select = "SELECT j.chunk, j.first, j.items, j.ids, r.body FROM jobs j LEFT JOIN replies r USING (chunk)
-            ORDER BY j.chunk";
-        let submission = self.submission.clone().unwrap_or_default();
-        let mut select = self.connection.prepare(select).map_err(self.named())?;
-        let mut rows = select.query([]).map_err(self.named())?;
-        while let Some(row) = rows.next().map_err(self.named())? {
-            visit(self.answered(row, &submission).map_err(self.named())?)?;
-        }
-        Ok(())
-    }
-
-    fn answered(&self, row: &rusqlite::Row<'_>, submission: &str) -> rusqlite::Result<Answered> {
-        let chunk: u64 = row.get(0)?;
-        let ids: Option<String> = row.get(3)?;
-        let select = "SELECT position, id, code, message FROM bad WHERE chunk = ?1 ORDER BY position";
-        let mut select = self.connection.prepare_cached(select)?;
-        let bad = select.query_map([chunk], |row| {
-            Ok((row.get(0)?, row.get(1)?, ReplyError { code: row.get(2)?, message: row.get(3)? }))
-        })?;
-        Ok(Answered {
-            job: job_id(submission, chunk),
-            first: row.get(1)?,
-            items: row.get(2)?,
-            // Written by this file as a list of as many ids as items.
-            ids: ids.and_then(|ids| serde_json::from_str(&ids).ok()).unwrap_or_default(),
-            bad: bad.collect::<rusqlite::Result<_>>()?,
-            reply: row.get(4)?,
-        })
-    }
 }
 
 /// What the ledger keeps of a chunk whose job is confirmed.
@@ -500,23 +427,6 @@ impl Confirmed {
     }
 }
 
-/// One chunk and its answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answered {
-    /// The job's id.
-    pub job: JobId,
-    /// The index of the chunk's first entry.
-    pub first: u64,
-    /// Good items.
-    pub items: u64,
-    /// The items' own ids; empty when none has one.
-    pub ids: Vec<Option<String>>,
-    /// Bad lines: index, id, error.
-    pub bad: Vec<(u64, Option<String>, ReplyError)>,
-    /// The best reply's body.
-    pub reply: Option<Vec<u8>>,
-}
-
 /// The id of the job made from a submission's chunk: the same at every try.
 pub fn job_id(submission: &str, chunk: u64) -> JobId {
     JobId::new(format!("{submission}-{chunk:06}")).expect("a submission's id and a number make a job id")
@@ -526,56 +436,6 @@ pub fn job_id(submission: &str, chunk: u64) -> JobId {
 fn chunk_of(submission: &str, id: &JobId) -> Option<u64> {
     let chunk = id.as_str().strip_prefix(submission)?.strip_prefix('-')?.parse().ok()?;
     (job_id(submission, chunk) == *id).then_some(chunk)
-}
-
-/// Keeps `reply` if it is the first for its job, or better than the one that is there.
-fn keep_best(
-    transaction: &Transaction<'_>,
-    chunk: u64,
-    reply: &Reply,
-    body: &[u8],
-    counts: &mut Counts,
-) -> rusqlite::Result<Recorded> {
-    let select = "SELECT j.items, r.status, coalesce(r.tokens, 0) FROM jobs j LEFT JOIN replies r USING (chunk)
-        WHERE j.chunk = ?1 AND j.items > 0";
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let row: Option<(u64, Option<String>, u64)> =
-        transaction.prepare_cached(select)?.query_row([chunk], row).optional()?;
-    let Some((items, before, tokens_before)) = row else { return Ok(Recorded::Unknown) };
-    if let Some(why) = unfit(reply, items) {
-        return Ok(Recorded::Unfit(why));
-    }
-    let duplicate = before.is_some();
-    if before.is_some_and(|before| !reply.status.is_better_than(status(&before))) {
-        return Ok(Recorded::Duplicate);
-    }
-    let replace = "INSERT OR REPLACE INTO replies VALUES (?1, ?2, ?3, ?4)";
-    let row = params![chunk, reply.status.as_str(), reply.usage.tokens, body];
-    transaction.prepare_cached(replace)?.execute(row)?;
-    counts.tokens = counts.tokens - tokens_before + reply.usage.tokens;
-    if duplicate {
-        return Ok(Recorded::Duplicate);
-    }
-    counts.answered += 1;
-    counts.items_answered += items;
-    Ok(Recorded::First)
-}
-
-/// Why `reply` can't be the answer to a job of `items` items.
-fn unfit(reply: &Reply, items: u64) -> Option<String> {
-    if reply.error.is_some() && reply.results.is_empty() {
-        return None;
-    }
-    if reply.results.len() as u64 != items {
-        return Some(format!("the reply has {} results, the job has {items} items", reply.results.len()));
-    }
-    let misplaced = reply.results.iter().zip(0..).find(|(result, index)| result.index != *index);
-    misplaced.map(|(result, index)| format!("the reply's result {index} has index {}", result.index))
-}
-
-fn status(name: &str) -> Status {
-    let known = [Status::Succeeded, Status::Partial, Status::Failed, Status::Rejected, Status::Expired];
-    known.into_iter().find(|status| status.as_str() == name).unwrap_or(Status::Failed)
 }
 
 /// The first flag that two plans differ in, and its value before.

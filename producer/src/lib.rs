@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            entries          jobs, attributes                    best replies
-//!   source ──────────▶ chunk ─────────────────▶ submit ▶ queue ┄┄▶ collect ────────────▶ sink
+//!   source ──────────▶ chunk ─────────────────▶ submit ▶ queue ┄┄▶ collect ──────▶ rows ▶ sink
 //!                                                  └────▶ ledger ◀────┘
 //! ```
 //!
@@ -10,21 +10,26 @@
 //! - [`recipe`]: the flags that say what every job asks for.
 //! - [`ledger`]: what the broker has confirmed and which replies have come; both commands go on from it.
 //! - [`submit`], [`collect`], [`run`], [`setup`], [`status`]: one subcommand each.
-//! - [`sink`]: rows → an output file that is whole or absent.
+//! - [`output`]: the ledger → [`rows`] (pure) → [`sink`], an output file that is whole or absent; [`follow`]: one that
+//!   grows as replies come. [`summary`]: what is said at the end.
 //! - [`progress`]: a bar for people, a line now and then for logs.
 //! - [`outcome`]: how a command ends, and the exit code that says so.
 
 pub mod chunk;
 pub mod collect;
 pub mod connect;
+pub mod follow;
 pub mod help;
 pub mod ledger;
 pub mod outcome;
+pub mod output;
 pub mod progress;
 pub mod recipe;
+pub mod rows;
 pub mod run;
 pub mod setup;
 pub mod sink;
 pub mod source;
 pub mod status;
 pub mod submit;
+pub mod summary;

@@ -24,8 +24,8 @@ enum Command {
     #[command(after_help = help::SUBMIT)]
     Submit(Box<submit::Args>),
     /// Receive the replies to a submission and write them as one file.
-    #[command(after_help = help::COLLECT)]
-    Collect(collect::Args),
+    #[command(after_help = help::COLLECT, mut_arg("output_format", |flag| flag.visible_alias("format")))]
+    Collect(Box<collect::Args>),
     /// Show what waits, is leased, delayed, dead or answered.
     #[command(after_help = help::STATUS)]
     Status(status::Args),
@@ -50,7 +50,7 @@ async fn run_command(command: Command, stop: CancellationToken) -> Result<Outcom
         Command::Run(args) => run::run(*args, stop).await,
         Command::Setup(args) => setup::setup(args).await,
         Command::Submit(args) => submit::submit(*args, stop).await,
-        Command::Collect(args) => collect::collect(args, stop).await,
+        Command::Collect(args) => collect::collect(*args, stop).await,
         Command::Status(args) => status::status(args, stop).await,
     }
 }

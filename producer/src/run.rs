@@ -5,6 +5,7 @@
 //! holds a part of the input at a time, not a copy of it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,17 +19,20 @@ use inferq_worker::health::{Endpoint, Health};
 use inferq_worker::serve::serve;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::collect::{Collector, Route, write_output};
 use crate::connect::{connect, failed};
+use crate::follow::Follower;
 use crate::ledger::{Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
+use crate::output::OutputArgs;
 use crate::progress::{Progress, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
 use crate::sink::Output;
 use crate::source::Source;
-use crate::submit::{Again, Submission, WhenFull, encoding, new_submission};
+use crate::submit::{Again, Submission, WhenFull, new_submission};
 
 /// The flags of `inferq run`.
 #[derive(Debug, clap::Args)]
@@ -38,12 +42,8 @@ pub struct Args {
     model: Option<PathBuf>,
     #[command(flatten)]
     input: InputArgs,
-    /// Where the rows go: a file, replaced only when all rows are there, or - for stdout.
-    #[arg(long, env = "INFERQ_OUTPUT", value_name = "FILE|-")]
-    output: Output,
-    /// How embeddings are written: JSON numbers, or base64 of little-endian f32.
-    #[arg(long, env = "INFERQ_OUTPUT_ENCODING", value_name = "float|base64", default_value = "float", value_parser = encoding)]
-    encoding: Encoding,
+    #[command(flatten)]
+    output: OutputArgs,
     /// The embedded queue's file. Default: OUTPUT.queue.db; required when the output is stdout.
     #[arg(long, env = "INFERQ_RUN_QUEUE", value_name = "FILE")]
     queue: Option<PathBuf>,
@@ -84,13 +84,15 @@ const DRAIN_LIMIT_S: &str = "5";
 /// # Errors
 /// When flags, files, model or device can't be used, or a signal came.
 pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
-    args.output.check()?;
+    let started = Instant::now();
     let files = Files::of(&args)?;
+    let target = args.output.target()?;
     let url = BrokerUrl::sqlite(std::path::absolute(&files.queue).map_err(|e| Error::io("the queue's file", e))?);
     let config = worker_config(&args, &url)?;
     let source = args.input.source()?;
     // Replies stay in this process and its ledger: always in the smaller encoding.
     let recipe = Recipe::new(&args.job, Encoding::Base64);
+    let _lock = files.claim()?;
     let mut ledger = Ledger::open_or_create(&files.ledger)?;
     let plan = Plan { queue: url.to_string(), parameters: recipe.compared(&args.input) };
     let submission = ledger.begin(&plan, new_submission)?;
@@ -99,22 +101,23 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
         eprintln!("going on after {} items", grouped(counts.items_answered));
     }
     let ledger = SharedLedger::new(ledger);
+    let mut follower = ledger.with(|ledger| target.follower(ledger))?;
     if !counts.all_answered() {
         let telemetry = telemetry::install(&args.log).map_err(|error| Error::Usage(format!("--log: {error}")))?;
         let broker = connect(&url).await?;
         prepare(&broker, &url).await?;
         let line = Line { broker: &broker, url: &url, ledger: &ledger, submission, recipe };
-        let worked = line.run(source, config, Health::new(telemetry), args.health, &stop).await;
+        let worked = line.run(source, config, Health::new(telemetry), args.health, &mut follower, &stop).await;
         broker.close().await;
         worked?;
     }
-    let summary = ledger.with(|ledger| write_output(ledger, &args.output, args.encoding))?;
+    let before = counts.items_answered;
+    let outcome = ledger.with(|ledger| write_output(ledger, target, follower, (before, started), &stop))?;
     drop(ledger);
     if !args.keep {
         files.remove()?;
     }
-    summary.report(&args.output);
-    Ok(summary.outcome())
+    Ok(outcome)
 }
 
 /// The worker's settings: this command's flags, and for the rest its variables and defaults.
@@ -162,13 +165,14 @@ impl Line<'_> {
         config: Config,
         health: Health,
         address: Option<SocketAddr>,
+        follower: &mut Option<Follower>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let endpoint = bind(&health, address).await?;
         let stop_worker = CancellationToken::new();
         let mut worker = self.spawn_worker(config, health, &stop_worker);
         let ended = tokio::select! {
-            ended = self.submit_and_collect(source, stop) => ended,
+            ended = self.submit_and_collect(source, follower, stop) => ended,
             ended = &mut worker => return Err(ended_early(ended)),
             () = serve_health(endpoint) => Ok(()),
         };
@@ -188,7 +192,12 @@ impl Line<'_> {
         tokio::spawn(async move { serve(config, &broker, health, stop).await })
     }
 
-    async fn submit_and_collect(&self, source: Source, stop: &CancellationToken) -> Result<(), Error> {
+    async fn submit_and_collect(
+        &self,
+        source: Source,
+        follower: &mut Option<Follower>,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
         let progress = Progress::new();
         let name = self.url.queues.submission(&self.submission);
         let route = Route { url: self.url.clone(), name, own: true };
@@ -209,7 +218,7 @@ impl Line<'_> {
             Ok(())
         };
         let collector = Collector { broker: self.broker, route: &route, ledger: self.ledger, progress: &progress };
-        let collecting = collector.receive_all(complete, None, stop);
+        let collecting = collector.receive_all(complete, None, follower, stop);
         tokio::try_join!(submitting, collecting).map(|_| ()).map_err(|error| match error {
             Error::Interrupted(_) => Error::Interrupted(collector.way_on()),
             error => error,
@@ -252,7 +261,7 @@ impl Files {
             name.push(suffix);
             PathBuf::from(name)
         };
-        let (queue, ledger) = match (&args.output, &args.queue) {
+        let (queue, ledger) = match (args.output.output(), &args.queue) {
             (Output::File(path), queue) => {
                 (queue.clone().unwrap_or_else(|| beside(path, ".queue.db")), beside(path, ".ledger.db"))
             }
@@ -265,10 +274,34 @@ impl Files {
         Ok(Self { queue, ledger: args.ledger.clone().unwrap_or(ledger) })
     }
 
+    /// Makes sure that the queue is this run's: its worker would run the jobs of others with its own model, and its file
+    /// goes at the end. Others are kept out for as long as the file that is returned stays open.
+    fn claim(&self) -> Result<File, Error> {
+        let queue = self.queue.display();
+        let mut lock = self.queue.clone().into_os_string();
+        lock.push("-lock");
+        let file = File::options().write(true).create(true).truncate(false).open(&lock);
+        let file = file.map_err(|error| Error::io(format!("can't write {}", Path::new(&lock).display()), error))?;
+        if file.try_lock().is_err() {
+            let message =
+                format!("another `inferq run` works on the queue {queue}: wait for it, or name another with --queue");
+            return Err(Error::Usage(message));
+        }
+        if self.queue.exists() && !self.ledger.exists() {
+            let message = format!(
+                "the queue {queue} is there already, and is not this run's: there is no ledger {}; name another file with \
+                 --queue, or use `inferq submit` for a queue that others share",
+                self.ledger.display()
+            );
+            return Err(Error::Usage(message));
+        }
+        Ok(file)
+    }
+
     /// The ledger goes last: without it a queue would be taken for somebody else's.
     fn remove(&self) -> Result<(), Error> {
         for file in [&self.queue, &self.ledger] {
-            for suffix in ["", "-wal", "-shm", "-bell"] {
+            for suffix in ["", "-wal", "-shm", "-bell", "-lock", "-journal"] {
                 let mut name = file.clone().into_os_string();
                 name.push(suffix);
                 match std::fs::remove_file(&name) {

@@ -1,18 +1,24 @@
-//! Rows to an output file that is whole or absent: JSONL now, another format is another sink.
+//! Output files that are whole or absent, and the formats that rows are written in.
 //!
-//! In: [`Row`]s in input order. Out: the file, written beside its place as `<name>.partial`, synced, and renamed over
-//! what was there. `-` is stdout; what exists and is no regular file (a pipe, `/dev/null`) is written directly.
+//! In: groups of [`Rows`] in input order. Out: the file, written beside its place as `<name>.partial`, synced, and
+//! renamed over what was there. `-` is stdout; what exists and is no regular file (a pipe, `/dev/null`) is written
+//! directly. A partial file is locked while it is written, so that two commands never write one output. An [`Encoder`]
+//! makes a [`Block`] of a group on any thread; a [`Sink`] appends blocks in order.
 
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use inferq_shared::reply::{Embedding, Label, ReplyError};
-use serde::Serialize;
+use inferq_shared::job::Encoding;
 
+use self::parquet::Columns;
 use crate::outcome::Error;
+use crate::rows::{Rows, Tally};
+
+mod parquet;
+
+pub use self::parquet::Kind;
 
 /// Where rows go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,39 +29,13 @@ pub enum Output {
     File(PathBuf),
 }
 
-/// One item's line.
-#[derive(Debug, Serialize)]
-pub struct Row<'a> {
-    /// The item's own id, else `<job id>/<its place in the job>`.
-    pub id: Cow<'a, str>,
-    /// The item's place in the input, from 0.
-    pub index: u64,
-    /// Its vector.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedding: Option<Embedding>,
-    /// A classifier's scores.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<Vec<Label>>,
-    /// Why there is neither.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<Cow<'a, ReplyError>>,
-    /// Tokens the model read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<u32>,
-}
-
-/// Writes rows as JSON lines.
-pub struct Sink {
-    writer: BufWriter<Box<dyn Write>>,
-    place: Option<Place>,
-    name: String,
-}
-
-/// A file that is not yet in its place.
-struct Place {
-    file: File,
-    partial: PathBuf,
-    path: PathBuf,
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON object a line; compressed with zstd when the file's name ends in .zst.
+    Jsonl,
+    /// Columns, compressed with zstd.
+    Parquet,
 }
 
 impl FromStr for Output {
@@ -66,6 +46,15 @@ impl FromStr for Output {
             "" => Err("an output must be a path, or - for stdout".to_owned()),
             "-" => Ok(Self::Stdout),
             path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stdout => formatter.write_str("stdout"),
+            Self::File(path) => path.display().fmt(formatter),
         }
     }
 }
@@ -86,52 +75,70 @@ impl Output {
         }
         Ok(())
     }
-}
 
-impl std::fmt::Display for Output {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// The file, unless it is stdout or something else that can't be replaced.
+    pub fn regular_file(&self) -> Option<&Path> {
         match self {
-            Self::Stdout => formatter.write_str("stdout"),
-            Self::File(path) => path.display().fmt(formatter),
+            Self::File(path) if path.metadata().map_or(true, |meta| meta.is_file()) => Some(path),
+            _ => None,
         }
+    }
+
+    /// The format that the name asks for.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::File(path) if path.extension().is_some_and(|extension| extension == "parquet") => Format::Parquet,
+            _ => Format::Jsonl,
+        }
+    }
+
+    /// Whether the name asks for compressed lines.
+    pub fn is_zstd(&self) -> bool {
+        matches!(self, Self::File(path) if path.extension().is_some_and(|extension| extension == "zst"))
+    }
+
+    /// An error of writing here.
+    pub fn error(&self, error: impl Into<io::Error>) -> Error {
+        Error::io(format!("can't write {self}"), error.into())
     }
 }
 
-impl Sink {
-    /// Opens `output`.
+/// An output that nobody else writes meanwhile.
+#[derive(Debug)]
+pub struct Reserved {
+    output: Output,
+    place: Option<Place>,
+}
+
+/// A file that is not yet in its place. Dropped before that, it leaves nothing.
+#[derive(Debug)]
+struct Place {
+    file: File,
+    partial: PathBuf,
+    path: PathBuf,
+    taken: bool,
+}
+
+impl Reserved {
+    /// Reserves `output` for this process.
     ///
     /// # Errors
-    /// When the file can't be made.
-    pub fn create(output: &Output) -> Result<Self, Error> {
-        Self::open(output).map_err(|error| Error::io(format!("can't write {output}"), error))
-    }
-
-    fn open(output: &Output) -> io::Result<Self> {
-        let name = output.to_string();
-        let Output::File(path) = output else {
-            return Ok(Self { writer: buffered(io::stdout()), place: None, name });
+    /// When another process is writing it, or its file can't be made.
+    pub fn new(output: Output) -> Result<Self, Error> {
+        output.check()?;
+        let place = match output.regular_file() {
+            None => None,
+            Some(path) => Some(Place::reserve(path).map_err(|error| refused(&output, error))?),
         };
-        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-            return Ok(Self { writer: buffered(File::options().write(true).open(path)?), place: None, name });
-        }
-        // Through links, so that the rename replaces the file and not the link to it.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        let mut partial = path.clone().into_os_string();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let file = File::create(&partial)?;
-        Ok(Self { writer: buffered(file.try_clone()?), place: Some(Place { file, partial, path }), name })
+        Ok(Self { output, place })
     }
 
-    /// Writes one row.
-    ///
-    /// # Errors
-    /// When the file can't be written.
-    pub fn write(&mut self, row: &Row<'_>) -> Result<(), Error> {
-        serde_json::to_writer(&mut self.writer, row)
-            .map_err(io::Error::from)
-            .and_then(|()| self.writer.write_all(b"\n"))
-            .map_err(|error| Error::io(format!("can't write {}", self.name), error))
+    fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
+        Ok(match (&self.place, &self.output) {
+            (Some(place), _) => Box::new(place.file.try_clone()?),
+            (None, Output::Stdout) => Box::new(io::stdout()),
+            (None, Output::File(path)) => Box::new(File::options().write(true).open(path)?),
+        })
     }
 
     /// Makes the output durable and puts it into its place.
@@ -139,24 +146,191 @@ impl Sink {
     /// # Errors
     /// When the file can't be written.
     pub fn finish(mut self) -> Result<(), Error> {
-        let done = self.writer.flush().and_then(|()| self.place.as_ref().map_or(Ok(()), Place::take));
-        done.map_err(|error| Error::io(format!("can't write {}", self.name), error))
+        self.place.as_mut().map_or(Ok(()), Place::take).map_err(|error| self.output.error(error))
+    }
+}
+
+/// The error of an output that could not be reserved.
+pub fn refused(output: &Output, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Error::Usage(format!(
+            "output {output} is being written by another process: wait for it, or name another file"
+        )),
+        _ => output.error(error),
     }
 }
 
 impl Place {
-    fn take(&self) -> io::Result<()> {
+    fn reserve(path: &Path) -> io::Result<Self> {
+        // Through links, so that the rename replaces the file and not the link to it.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut partial = path.clone().into_os_string();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        loop {
+            let file = File::options().write(true).create(true).truncate(false).open(&partial)?;
+            file.try_lock()?;
+            // Whoever had it may have renamed or removed it between our opening and our locking.
+            if is_at(&file, &partial) {
+                file.set_len(0)?;
+                return Ok(Self { file, partial, path, taken: false });
+            }
+        }
+    }
+
+    fn take(&mut self) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.partial, &self.path)?;
+        self.taken = true;
         File::open(folder(&self.path))?.sync_all()
     }
 }
 
-fn buffered(writer: impl Write + 'static) -> BufWriter<Box<dyn Write>> {
-    BufWriter::with_capacity(1 << 18, Box::new(writer))
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.taken {
+            // What stays is written anew by the next one.
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
 }
 
-fn folder(path: &Path) -> &Path {
+/// Whether `path` still names the open `file`.
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |meta: io::Result<fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+    id(file.metadata()).is_some_and(|ours| id(fs::metadata(path)) == Some(ours))
+}
+
+/// Makes blocks of rows; shared by threads.
+pub enum Encoder {
+    /// JSON lines.
+    Lines(Encoding),
+    /// Parquet row groups.
+    Columns(Columns),
+    /// Nothing: the rows are only counted.
+    Nothing,
+}
+
+/// Rows as they are written.
+pub enum Block {
+    /// Whole lines.
+    Lines(Vec<u8>),
+    /// A row group.
+    Columns(parquet::RowGroup),
+}
+
+impl Encoder {
+    /// For rows of this kind; a Parquet file has one, which its first result decides.
+    pub fn new(format: Format, encoding: Encoding, kind: Kind) -> Self {
+        match format {
+            Format::Jsonl => Self::Lines(encoding),
+            Format::Parquet => Self::Columns(Columns::new(kind)),
+        }
+    }
+
+    /// The bytes of replies that make a good block: a row group is worth less the smaller it is, lines are not.
+    pub fn block_bytes(&self) -> usize {
+        match self {
+            Self::Columns(_) => 32 << 20,
+            Self::Lines(_) | Self::Nothing => 4 << 20,
+        }
+    }
+
+    /// Writes rows into a block.
+    ///
+    /// # Errors
+    /// When a row does not fit the format.
+    pub fn encode(&self, mut groups: impl Iterator<Item = Result<Rows, Error>>) -> Result<Block, Error> {
+        match self {
+            Self::Nothing => groups.try_for_each(|rows| rows.map(drop)).map(|()| Block::Lines(Vec::new())),
+            Self::Lines(encoding) => lines(groups, *encoding).map(Block::Lines),
+            Self::Columns(columns) => columns.encode(groups).map(Block::Columns),
+        }
+    }
+}
+
+fn lines(groups: impl Iterator<Item = Result<Rows, Error>>, encoding: Encoding) -> Result<Vec<u8>, Error> {
+    let mut text = Vec::new();
+    for rows in groups {
+        for row in rows?.rows {
+            serde_json::to_writer(&mut text, &row.encoded(encoding)).expect("a row has only string keys");
+            text.push(b'\n');
+        }
+    }
+    Ok(text)
+}
+
+/// Appends blocks to an output.
+pub struct Sink {
+    file: Writing,
+    output: Output,
+}
+
+enum Writing {
+    Lines(BufWriter<Box<dyn Write + Send>>),
+    Zstd(zstd::Encoder<'static, Box<dyn Write + Send>>),
+    Columns(parquet::Writer),
+    Nothing,
+}
+
+impl Sink {
+    /// Starts the file with what `encoder` makes.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn start(reserved: &Reserved, encoder: &Encoder) -> Result<Self, Error> {
+        let output = reserved.output.clone();
+        let file = reserved.writer().and_then(|writer| {
+            Ok(match encoder {
+                Encoder::Columns(columns) => Writing::Columns(columns.start(writer)?),
+                _ if output.is_zstd() => Writing::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL)?),
+                _ => Writing::Lines(BufWriter::with_capacity(1 << 18, writer)),
+            })
+        });
+        Ok(Self { file: file.map_err(|error| output.error(error))?, output })
+    }
+
+    /// A sink that takes the blocks of [`Encoder::Nothing`].
+    pub fn nothing() -> Self {
+        Self { file: Writing::Nothing, output: Output::Stdout }
+    }
+
+    /// Writes one block.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn append(&mut self, block: Block) -> Result<(), Error> {
+        let written = match (&mut self.file, block) {
+            (Writing::Lines(file), Block::Lines(lines)) => file.write_all(&lines),
+            (Writing::Zstd(file), Block::Lines(lines)) => file.write_all(&lines),
+            (Writing::Columns(file), Block::Columns(rows)) => file.append(rows),
+            _ => Ok(()),
+        };
+        written.map_err(|error| self.output.error(error))
+    }
+
+    /// Ends the file, which says what all rows have in common where its format can.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn finish(self, tally: &Tally) -> Result<(), Error> {
+        let Self { file, output } = self;
+        let written = match file {
+            Writing::Lines(mut file) => file.flush(),
+            Writing::Zstd(file) => file.finish().and_then(|mut file| file.flush()),
+            Writing::Columns(file) => file.finish(tally),
+            Writing::Nothing => Ok(()),
+        };
+        written.map_err(|error| output.error(error))
+    }
+}
+
+/// zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
+
+/// The folder that a file lies in.
+pub fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -167,31 +341,41 @@ fn folder(path: &Path) -> &Path {
 mod tests {
     use super::*;
 
-    fn row(index: u64) -> Row<'static> {
-        let embedding = Some(Embedding::Float(vec![0.1, -1.0]));
-        Row { id: format!("i{index}").into(), index, embedding, labels: None, error: None, tokens: Some(3) }
-    }
-
     #[test]
     fn the_output_appears_whole_and_replaces_what_was_there() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("out.jsonl");
         fs::write(&path, "before").expect("a file");
-        let output = Output::File(path.clone());
-        let mut sink = Sink::create(&output).expect("a sink");
-        sink.write(&row(0)).expect("written");
+        let reserved = Reserved::new(Output::File(path.clone())).expect("nobody else writes it");
+        let encoder = Encoder::new(Format::Jsonl, Encoding::Float, Kind::Unknown);
+        let mut sink = Sink::start(&reserved, &encoder).expect("a sink");
+        sink.append(Block::Lines(b"{}\n".to_vec())).expect("written");
+        sink.finish(&Tally::default()).expect("written");
         assert_eq!(fs::read_to_string(&path).expect("readable"), "before");
-        sink.finish().expect("finished");
-        let expected = "{\"id\":\"i0\",\"index\":0,\"embedding\":[0.1,-1.0],\"tokens\":3}\n";
-        assert_eq!(fs::read_to_string(&path).expect("readable"), expected);
+        reserved.finish().expect("finished");
+        assert_eq!(fs::read_to_string(&path).expect("readable"), "{}\n");
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1, "nothing lies beside it");
     }
 
     #[test]
+    fn an_output_is_reserved_by_one_at_a_time_and_given_up_without_a_trace() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let output = Output::File(dir.path().join("out.jsonl"));
+        let reserved = Reserved::new(output.clone()).expect("nobody else writes it");
+        let refused = Reserved::new(output.clone()).expect_err("somebody does").to_string();
+        assert!(refused.contains("is being written by another process"), "{refused}");
+        drop(reserved);
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+        Reserved::new(output).expect("free again");
+    }
+
+    #[test]
     fn a_device_is_written_and_not_replaced() {
-        let mut sink = Sink::create(&Output::File("/dev/null".into())).expect("a sink");
-        sink.write(&row(0)).expect("written");
-        sink.finish().expect("finished");
+        let reserved = Reserved::new(Output::File("/dev/null".into())).expect("a device");
+        let mut sink = Sink::start(&reserved, &Encoder::Nothing).expect("a sink");
+        sink.append(Block::Lines(b"{}\n".to_vec())).expect("written");
+        sink.finish(&Tally::default()).expect("written");
+        reserved.finish().expect("finished");
         assert!(!Path::new("/dev/null").is_file());
     }
 

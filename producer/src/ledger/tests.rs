@@ -1,7 +1,7 @@
 //! The ledger on real files: what is kept, what is refused, which reply wins.
 
 use inferq_shared::job::{Input, Item, Metadata};
-use inferq_shared::reply::{ItemResult, Timings, Usage};
+use inferq_shared::reply::{ItemResult, Reply, Status, Timings, Usage};
 
 use super::*;
 use crate::source::{BadLine, Place};
@@ -54,7 +54,7 @@ fn begun(path: &Path) -> Ledger {
 }
 
 fn record(ledger: &mut Ledger, reply: &Reply) -> Recorded {
-    ledger.record_replies(&[(reply.clone(), reply.encode().into())]).expect("a durable record").remove(0)
+    ledger.record_replies(&[Answer::new(reply, reply.encode().into())]).expect("a durable record").remove(0)
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn what_was_recorded_is_there_when_opened_again() {
     let bad = BadLine { id: Some("b".to_owned()), error: ReplyError::new("malformed", "no") };
     with_bad.bad.push((11, bad.clone()));
     ledger.record_confirmed(&[Confirmed::of(&chunk(0, &[None])), Confirmed::of(&with_bad)]).expect("durable");
-    assert_eq!(record(&mut ledger, &reply(job_id("s1", 1), Status::Succeeded, 2)), Recorded::First);
+    assert_eq!(record(&mut ledger, &reply(job_id("s1", 1), Status::Succeeded, 2)), Recorded::First(1));
     let before = ledger.counts();
     drop(ledger);
     let mut ledger = Ledger::open(&path).expect("the same ledger");
@@ -74,13 +74,13 @@ fn what_was_recorded_is_there_when_opened_again() {
     assert_eq!((before.chunks, before.jobs, before.entries, before.bad), (2, 2, 4, 1));
     assert_eq!((before.answered, before.items_answered, before.tokens), (1, 2, 6));
     assert_eq!(ledger.begin(&plan("m"), || "s2".to_owned()).expect("the same plan"), "s1");
-    assert_eq!(ledger.unanswered(9).expect("readable"), vec![job_id("s1", 0)]);
+    assert_eq!(ledger.unanswered(9).expect("readable"), vec![(job_id("s1", 0), "f line 1".to_owned())]);
     let mut seen = Vec::new();
     let visit = |answered: Answered| -> Result<(), LedgerError> {
         seen.push(answered);
         Ok(())
     };
-    ledger.for_each(visit).expect("readable");
+    ledger.for_each(Selection::All, visit).expect("readable");
     assert_eq!((seen[0].items, seen[0].ids.len(), seen[0].reply.is_some()), (1, 0, false));
     assert_eq!(seen[1].ids, vec![Some("a".to_owned()), None]);
     assert_eq!(seen[1].bad, vec![(11, bad.id, bad.error)]);
@@ -93,7 +93,7 @@ fn the_best_reply_is_kept_then_the_first() {
     ledger.record_confirmed(&[Confirmed::of(&chunk(0, &[None]))]).expect("durable");
     let id = job_id("s1", 0);
     let steps = [
-        (Status::Expired, 0, Recorded::First),
+        (Status::Expired, 0, Recorded::First(0)),
         (Status::Failed, 1, Recorded::Duplicate),
         (Status::Partial, 1, Recorded::Duplicate),
         (Status::Succeeded, 1, Recorded::Duplicate),
@@ -107,7 +107,7 @@ fn the_best_reply_is_kept_then_the_first() {
             assert_eq!(Reply::decode(&body).expect("a reply").status, kept);
             Ok(())
         };
-        ledger.for_each(visit).expect("readable");
+        ledger.for_each(Selection::All, visit).expect("readable");
     }
     assert_eq!((ledger.counts().answered, ledger.counts().tokens), (1, 3));
 }
@@ -167,4 +167,29 @@ fn a_changed_plan_or_input_is_refused_by_name() {
     assert!(ledger.record_complete(1).expect_err("shorter").to_string().contains("shorter"));
     ledger.record_complete(2).expect("durable");
     assert!(matches!(ledger.is_confirmed(&Confirmed::of(&chunk(2, &[None]))), Err(LedgerError::Changed(_))), "longer");
+}
+
+#[test]
+fn what_a_followed_output_holds_is_kept_with_its_length() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("l.db");
+    let mut ledger = begun(&path);
+    let mut bad = chunk(2, &[]);
+    bad.bad.push((20, BadLine { id: None, error: ReplyError::new("malformed", "no") }));
+    let chunks = [chunk(0, &[None]), chunk(1, &[None]), bad, chunk(3, &[None])];
+    ledger.record_confirmed(&chunks.map(|chunk| Confirmed::of(&chunk))).expect("durable");
+    for number in [0, 3] {
+        record(&mut ledger, &reply(job_id("s1", number), Status::Succeeded, 1));
+    }
+    let mut followed = Followed { output: "/out".to_owned(), encoding: inferq_shared::job::Encoding::Float, bytes: 0 };
+    ledger.begin_followed(&followed).expect("durable");
+    assert_eq!(ledger.unfollowed(0, 9).expect("readable"), [0, 2, 3], "answered, or without a job");
+    followed.bytes = 70;
+    ledger.record_followed(&followed, &[3, 0]).expect("durable");
+    drop(ledger);
+    let mut ledger = Ledger::open(&path).expect("the same ledger");
+    assert_eq!(ledger.followed().expect("readable"), Some(followed.clone()));
+    assert_eq!(ledger.unfollowed(0, 9).expect("readable"), [2]);
+    ledger.begin_followed(&Followed { bytes: 0, ..followed }).expect("durable");
+    assert_eq!(ledger.unfollowed(1, 1).expect("readable"), [2], "another output begins with nothing");
 }
