@@ -10,6 +10,7 @@ mod faults;
 mod hard_places;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod outputs;
 mod parity;
 mod processes;
 mod producer;
