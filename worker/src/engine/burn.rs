@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -149,8 +149,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let directory = ModelDirectory::open(&options.directory)?;
     let config = read_config(&directory)?;
     let pooling = read_pooling(&directory)?;
-    let sentence: SentenceConfig = read_json_if_there(&directory, SENTENCE)?.unwrap_or_default();
-    let max_tokens = sentence.max_seq_length.unwrap_or(usize::MAX).min(config.max_position_embeddings);
+    let (sentence, max_tokens) = read_lengths(&directory, &config)?;
     let dimensions = config.hidden_size;
     let loading = pool(std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))?;
     let (tokenizer, bert) = loading.join(
@@ -178,6 +177,23 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         "model loaded"
     );
     Ok(Loaded { engines, tokenizer, info })
+}
+
+/// Loads a model's tokenizer alone: what counts tokens as the model will.
+///
+/// # Errors
+/// When the directory does not hold a model that this build can run.
+pub fn load_tokenizer(directory: &Path) -> Result<Tokenizer, LoadError> {
+    let directory = ModelDirectory::open(directory)?;
+    let (sentence, max_tokens) = read_lengths(&directory, &read_config(&directory)?)?;
+    read_tokenizer(&directory, max_tokens, &sentence)
+}
+
+/// How texts are read, and how many tokens the model reads.
+fn read_lengths(directory: &ModelDirectory, config: &BertConfig) -> Result<(SentenceConfig, usize), LoadError> {
+    let sentence: SentenceConfig = read_json_if_there(directory, SENTENCE)?.unwrap_or_default();
+    let max_tokens = sentence.max_seq_length.unwrap_or(usize::MAX).min(config.max_position_embeddings);
+    Ok((sentence, max_tokens))
 }
 
 fn read_config(directory: &ModelDirectory) -> Result<BertConfig, LoadError> {
