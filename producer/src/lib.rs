@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`source`]: input files → entries; [`chunk`]: entries → the items of each job (pure).
+//! - [`duplicates`]: which ids stand twice.
 //! - [`recipe`]: the flags that say what every job asks for.
 //! - [`ledger`]: what the broker has confirmed and which replies have come; both commands go on from it.
 //! - [`submit`], [`collect`], [`run`], [`setup`], [`status`]: one subcommand each.
@@ -18,6 +19,7 @@
 pub mod chunk;
 pub mod collect;
 pub mod connect;
+pub mod duplicates;
 pub mod follow;
 pub mod help;
 pub mod ledger;
