@@ -17,8 +17,10 @@ queues can't be used as they are; 75 collect timed out; 1 anything else.";
 pub const RUN: &str = "\
 Examples:
   inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
-  inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt' --output vectors.parquet
+  inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt.gz' --output vectors.parquet
+  inferq run --model ./all-MiniLM-L6-v2 --input t.parquet --column body --id-column key --output vectors.jsonl
 
+What it reads is told by `inferq submit --help`.
 Each row of the output is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"},
 or {\"id\", \"index\", \"error\"} for a line or text that can't be embedded (exit code 2); these are listed
 in vectors.failures.jsonl too. `inferq collect --help` says more about the formats.
@@ -37,11 +39,18 @@ What is there already stays as it is.";
 pub const SUBMIT: &str = "\
 Examples:
   inferq submit --queue sqlite:///var/lib/inferq/queue.db --input texts.jsonl
-  zcat texts.jsonl.gz | inferq submit --queue sqlite:queue.db --input - --format jsonl --ledger a.db
+  inferq submit --queue sqlite:queue.db --input 'in/*.jsonl.zst' --ledger in.db --on-bad-input fail
+  inferq submit --queue sqlite:queue.db --input texts.parquet --column body --id-column key
+  inferq submit --queue sqlite:queue.db --input jobs.jsonl --format jobs
+  inferq submit --dry-run --input texts.jsonl --model ./all-MiniLM-L6-v2
 
 A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file has one
-text a line, of 1 MiB at most. A line that is none of these, or too long, is no reason to stop: it is
-counted (exit code 2), and collect writes why in its place.
+text a line. A text has 1 MiB at most. With --format jobs a line is a whole job (docs/wire-format.md),
+published under its own id. .gz and .zst after the extension are decompressed.
+A line that is none of these, or too long, is listed on stderr and is no reason to stop (exit code 2;
+collect writes why in its place), unless --on-bad-input fail says so.
+Ids that stand twice are refused, with their lines, before anything is published; from stdin, which
+can't be read twice, at its end.
 After a crash or Ctrl-C the same command goes on. It refuses an input or flags that have changed.";
 
 /// Ends `inferq collect --help`.

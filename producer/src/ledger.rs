@@ -14,11 +14,12 @@ use inferq_shared::reply::ReplyError;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::{Chunk, ChunkDigest};
-
-mod replies;
-
+pub use self::confirmed::Confirmed;
 pub use self::replies::{Answer, Answered, Followed, Recorded, Selection};
+
+mod confirmed;
+mod own_ids;
+mod replies;
 
 /// Marks a sqlite file as a ledger: "iqld".
 const APPLICATION_ID: i32 = 0x6971_6c64;
@@ -87,6 +88,8 @@ pub struct Ledger {
     path: PathBuf,
     submission: Option<String>,
     counts: Counts,
+    /// Whether its jobs came whole, with ids of their own.
+    own_ids: bool,
 }
 
 /// What a ledger holds.
@@ -159,7 +162,7 @@ impl Ledger {
         if connection.is_readonly("main").map_err(|error| sqlite_error(path, error))? {
             return Err(unwritable(path, "it is read-only for this user"));
         }
-        Self { connection, path: path.to_owned(), submission: None, counts: Counts::default() }
+        Self { connection, path: path.to_owned(), submission: None, counts: Counts::default(), own_ids: false }
             .alone()?
             .check_format()?
             .prepare(journal)
@@ -208,6 +211,7 @@ impl Ledger {
     fn create_tables(&mut self) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(TABLES)?;
+        transaction.execute_batch(own_ids::TABLE)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()
@@ -215,6 +219,7 @@ impl Ledger {
 
     fn load(&mut self) -> rusqlite::Result<()> {
         self.submission = self.setting("submission")?;
+        self.own_ids = own_ids::any(&self.connection)?;
         let complete = self.setting("complete")?.is_some();
         let sums = "SELECT count(*), coalesce(sum(items > 0), 0), coalesce(sum(items), 0), (SELECT count(*) FROM bad),
             (SELECT count(*) FROM replies), (SELECT coalesce(sum(tokens), 0) FROM replies),
@@ -280,14 +285,20 @@ impl Ledger {
             self.submission = Some(id.clone());
             return Ok(id);
         };
-        let before = self.plan()?.ok_or_else(|| LedgerError::NotALedger(self.path.clone()))?;
-        match difference(&before, plan) {
-            None => Ok(submission),
-            Some(difference) => Err(LedgerError::Changed(format!(
-                "ledger {} began with {difference}: give the same again, or name another ledger",
-                self.path.display()
-            ))),
-        }
+        self.compare(plan)?;
+        Ok(submission)
+    }
+
+    /// Compares `plan` with the one that the ledger began with, if it has begun.
+    ///
+    /// # Errors
+    /// `Changed` when it was another.
+    pub fn compare(&self, plan: &Plan) -> Result<(), LedgerError> {
+        let Some(difference) = self.plan()?.and_then(|before| difference(&before, plan)) else { return Ok(()) };
+        Err(LedgerError::Changed(format!(
+            "ledger {} began with {difference}: give the same again, or name another ledger",
+            self.path.display()
+        )))
     }
 
     fn store_plan(&mut self, plan: &Plan, id: &str) -> rusqlite::Result<()> {
@@ -298,30 +309,6 @@ impl Ledger {
         transaction.commit()
     }
 
-    /// Whether `chunk` is confirmed already.
-    ///
-    /// # Errors
-    /// `Changed` when the ledger has other entries in its place, or was complete without it.
-    pub fn is_confirmed(&self, chunk: &Confirmed) -> Result<bool, LedgerError> {
-        let select = "SELECT digest FROM jobs WHERE chunk = ?1";
-        let digest: Option<ChunkDigest> = self
-            .connection
-            .prepare_cached(select)
-            .and_then(|mut select| select.query_row([chunk.number], |row| row.get(0)).optional())
-            .map_err(self.named())?;
-        match digest {
-            Some(digest) if digest == chunk.digest => Ok(true),
-            None if !self.counts.complete => Ok(false),
-            _ => Err(LedgerError::Changed(format!(
-                "the input has changed since it was submitted: it differs within {} entries from {} on; \
-                 restore it, or name another ledger than {}",
-                chunk.entries(),
-                chunk.place,
-                self.path.display()
-            ))),
-        }
-    }
-
     /// Whether a reply has come for `chunk`.
     ///
     /// # Errors
@@ -329,101 +316,6 @@ impl Ledger {
     pub fn is_answered(&self, chunk: u64) -> Result<bool, LedgerError> {
         let select = "SELECT 1 FROM replies WHERE chunk = ?1";
         self.connection.prepare_cached(select).and_then(|mut select| select.exists([chunk])).map_err(self.named())
-    }
-
-    /// Records chunks whose jobs the broker has confirmed. They must come in order; one that is there stays as it is.
-    ///
-    /// # Errors
-    /// When the file can't be written; then none is recorded.
-    pub fn record_confirmed(&mut self, chunks: &[Confirmed]) -> Result<(), LedgerError> {
-        let named = self.named();
-        let added = self.insert_confirmed(chunks).map_err(named)?;
-        self.counts.chunks += added.chunks;
-        self.counts.jobs += added.jobs;
-        self.counts.entries += added.entries;
-        self.counts.bad += added.bad;
-        Ok(())
-    }
-
-    fn insert_confirmed(&mut self, chunks: &[Confirmed]) -> rusqlite::Result<Counts> {
-        let transaction = self.connection.transaction()?;
-        let mut added = Counts::default();
-        for chunk in chunks {
-            let insert = "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
-            let row = params![chunk.number, chunk.first, chunk.items, chunk.digest, chunk.place, chunk.ids];
-            if transaction.prepare_cached(insert)?.execute(row)? == 0 {
-                continue;
-            }
-            for (index, id, error) in &chunk.bad {
-                let insert = "INSERT INTO bad VALUES (?1, ?2, ?3, ?4, ?5)";
-                let row = params![index, chunk.number, id, error.code, error.message];
-                transaction.prepare_cached(insert)?.execute(row)?;
-            }
-            added.chunks += 1;
-            added.jobs += u64::from(chunk.items > 0);
-            added.entries += chunk.entries();
-            added.bad += chunk.bad.len() as u64;
-        }
-        transaction.commit()?;
-        Ok(added)
-    }
-
-    /// Records that the whole input, of `chunks` chunks, has been submitted.
-    ///
-    /// # Errors
-    /// `Changed` when the ledger holds more than that.
-    pub fn record_complete(&mut self, chunks: u64) -> Result<(), LedgerError> {
-        if chunks < self.counts.chunks {
-            return Err(LedgerError::Changed(format!(
-                "the input is shorter than when it was submitted: {chunks} of {} jobs; restore it, or name another \
-                 ledger than {}",
-                self.counts.chunks,
-                self.path.display()
-            )));
-        }
-        let insert = "INSERT INTO settings VALUES ('complete', ?1) ON CONFLICT DO NOTHING";
-        self.connection.execute(insert, [chunks.to_string()]).map_err(self.named())?;
-        self.counts.complete = true;
-        Ok(())
-    }
-}
-
-/// What the ledger keeps of a chunk whose job is confirmed.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Confirmed {
-    number: u64,
-    first: u64,
-    items: u64,
-    digest: ChunkDigest,
-    place: String,
-    ids: Option<String>,
-    bad: Vec<(u64, Option<String>, ReplyError)>,
-}
-
-impl Confirmed {
-    /// What is kept of `chunk`: no texts.
-    pub fn of(chunk: &Chunk) -> Self {
-        let ids: Vec<_> = chunk.items.iter().map(|item| item.id.as_deref()).collect();
-        let ids = ids.iter().any(Option::is_some).then(|| serde_json::to_string(&ids).expect("ids are strings"));
-        Self {
-            number: chunk.number,
-            first: chunk.first,
-            items: chunk.items.len() as u64,
-            digest: chunk.digest,
-            place: chunk.place.to_string(),
-            ids,
-            bad: chunk.bad.iter().map(|(index, bad)| (*index, bad.id.clone(), bad.error.clone())).collect(),
-        }
-    }
-
-    /// The chunk's number.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Good and bad entries together.
-    pub fn entries(&self) -> u64 {
-        self.items + self.bad.len() as u64
     }
 }
 
@@ -438,17 +330,18 @@ fn chunk_of(submission: &str, id: &JobId) -> Option<u64> {
     (job_id(submission, chunk) == *id).then_some(chunk)
 }
 
-/// The first flag that two plans differ in, and its value before.
+/// The first flag that two plans differ in, with its value before and now.
 fn difference(before: &Plan, now: &Plan) -> Option<String> {
     if before.queue != now.queue {
-        return Some(format!("--queue {}", before.queue));
+        return Some(format!("--queue {}, not --queue {}", before.queue, now.queue));
     }
-    let names = before.parameters.keys().chain(now.parameters.keys());
-    let changed = names.into_iter().find(|name| before.parameters.get(*name) != now.parameters.get(*name))?;
-    Some(match before.parameters.get(changed) {
-        Some(value) => format!("--{changed} {value}"),
-        None => format!("no --{changed}"),
-    })
+    let value = |plan: &Plan, name: &str| match plan.parameters.get(name) {
+        Some(value) => format!("--{name} {value}"),
+        None => format!("no --{name}"),
+    };
+    let mut names = before.parameters.keys().chain(now.parameters.keys());
+    let changed = names.find(|name| before.parameters.get(*name) != now.parameters.get(*name))?;
+    Some(format!("{}, not {}", value(before, changed), value(now, changed)))
 }
 
 fn unwritable(path: &Path, why: impl std::fmt::Display) -> LedgerError {

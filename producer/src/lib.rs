@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - [`source`]: input files → entries; [`chunk`]: entries → the items of each job (pure).
-//! - [`duplicates`]: which ids stand twice.
+//! - [`duplicates`]: which ids stand twice; [`tokens`]: how many tokens items have.
 //! - [`recipe`]: the flags that say what every job asks for.
 //! - [`ledger`]: what the broker has confirmed and which replies have come; both commands go on from it.
 //! - [`submit`], [`collect`], [`run`], [`setup`], [`status`]: one subcommand each.
@@ -35,3 +35,4 @@ pub mod source;
 pub mod status;
 pub mod submit;
 pub mod summary;
+pub mod tokens;

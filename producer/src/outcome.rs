@@ -73,7 +73,7 @@ impl Error {
     /// 64 for what the user must change, 70 for a lost device, 75 for a timeout, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Source(SourceError::Unusable(_)) => 64,
+            Self::Usage(_) | Self::Source(SourceError::Unusable(_) | SourceError::Damaged(_)) => 64,
             Self::Ledger(LedgerError::Sqlite { .. }) => 1,
             Self::Ledger(_) => 64,
             Self::Broker { error: BrokerError::UnknownQueue(_) | BrokerError::Refused(_), .. } => 64,

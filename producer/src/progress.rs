@@ -49,6 +49,8 @@ impl Total {
 /// Shows progress. Shared by the tasks of one command.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    /// What is done to items, where it is not the work itself.
+    done: &'static str,
     state: Mutex<State>,
 }
 
@@ -65,13 +67,18 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 impl Progress {
     /// Starts with nothing known.
     pub fn new() -> Self {
+        Self::of("")
+    }
+
+    /// The same for work that comes before the work itself: `done` is what it does to items, like `checked`.
+    pub fn of(done: &'static str) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
         let state = State { done: Tally::default(), total: Total::Unknown, since: None, line_at: Instant::now() };
-        Self { bar, state: Mutex::new(state) }
+        Self { bar, done, state: Mutex::new(state) }
     }
 
     /// Says how much there is to do.
@@ -91,7 +98,10 @@ impl Progress {
         let mut state = self.state.lock().expect("drawing progress does not panic");
         let (since, before) = *state.since.get_or_insert((now, done));
         state.done = done;
-        let line = || describe(before, done, state.total, now - since);
+        let line = || {
+            let line = describe(before, done, state.total, now - since);
+            if self.done.is_empty() { line } else { format!("{}: {line}", self.done) }
+        };
         if let Some(bar) = &self.bar {
             if let Some(items) = state.total.items() {
                 bar.set_length(items);

@@ -12,9 +12,11 @@ use inferq_shared::job::{Encoding, Inputs, Item, Job, JobId, Limits, Metadata, P
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::chunk::ChunkLimits;
+use crate::chunk::{ChunkLimits, Work};
+use crate::ledger::job_id;
 use crate::outcome::Error;
-use crate::source::{Fields, Format, Source};
+use crate::source::{Columns, Fields, Format, Reading, ReadyJob, Source};
+use crate::tokens::TokenCounter;
 
 /// How the input is read.
 #[derive(Debug, Clone, clap::Args)]
@@ -22,7 +24,8 @@ pub struct InputArgs {
     /// Files to read, in this order: paths, patterns in quotes ('in/*.jsonl'), or - for stdin.
     #[arg(long, env = "INFERQ_INPUT", value_name = "PATH|PATTERN|-", required = true, num_args = 1..)]
     pub input: Vec<String>,
-    /// The input's format; told from the file's extension when absent (.jsonl, .ndjson, .txt).
+    /// The input's format; told from the file's extension when absent (.jsonl, .ndjson, .txt, .parquet). Lines may be
+    /// compressed (.gz, .zst).
     #[arg(long, env = "INFERQ_FORMAT", value_enum)]
     pub format: Option<Format>,
     /// The field of a JSON object that holds the text.
@@ -31,6 +34,25 @@ pub struct InputArgs {
     /// The field of a JSON object that holds the item's id, a string or an integer. It need not be there.
     #[arg(long, env = "INFERQ_ID_FIELD", value_name = "NAME", default_value = "id")]
     pub id_field: String,
+    /// The column of a Parquet file that holds the text; two columns hold a query and a passage.
+    #[arg(long, env = "INFERQ_COLUMN", value_name = "NAME", num_args = 1..=2, default_value = "text")]
+    pub column: Vec<String>,
+    /// The column of a Parquet file that holds the item's id, a string or an integer.
+    #[arg(long, env = "INFERQ_ID_COLUMN", value_name = "NAME")]
+    pub id_column: Option<String>,
+    /// What a line that is no item does: skip leaves an error in its place in the output, fail refuses the whole input
+    /// before anything is published (from stdin: when it comes).
+    #[arg(long, env = "INFERQ_ON_BAD_INPUT", value_enum, default_value = "skip")]
+    pub on_bad_input: OnBadInput,
+}
+
+/// What a bad line does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnBadInput {
+    /// Refuse the input.
+    Fail,
+    /// Leave an error in its place.
+    Skip,
 }
 
 /// What every job asks for.
@@ -75,6 +97,7 @@ pub struct Recipe {
     deadline_after: Option<Duration>,
     metadata: Metadata,
     entries: usize,
+    tokens: TokenCounter,
 }
 
 impl InputArgs {
@@ -83,8 +106,12 @@ impl InputArgs {
     /// # Errors
     /// When an input can't be one.
     pub fn source(&self) -> Result<Source, Error> {
+        if self.column.len() > 2 {
+            return Err(Error::Usage("--column takes one column, or two for pairs".to_owned()));
+        }
         let fields = Fields { text: self.text_field.clone(), id: self.id_field.clone() };
-        Ok(Source::new(&self.input, self.format, fields)?)
+        let columns = Columns { input: self.column.clone(), id: self.id_column.clone() };
+        Ok(Source::new(&self.input, Reading { format: self.format, fields, columns })?)
     }
 
     /// The one file that is read, if it is one: what a ledger can be named after.
@@ -92,6 +119,30 @@ impl InputArgs {
         match &self.input[..] {
             [input] if input != "-" && std::path::Path::new(input).exists() => Some(input),
             _ => None,
+        }
+    }
+}
+
+impl JobArgs {
+    /// Checks that nothing is asked of jobs that come whole.
+    ///
+    /// # Errors
+    /// When a flag would change what they say.
+    pub fn check_for(&self, format: Option<Format>) -> Result<(), Error> {
+        let given = [
+            ("--model-name", self.model_name.is_some()),
+            ("--no-truncate", self.no_truncate),
+            ("--no-normalize", self.no_normalize),
+            ("--dimensions", self.dimensions.is_some()),
+            ("--deadline", self.deadline.is_some()),
+            ("--deadline-s", self.deadline_s.is_some()),
+            ("--metadata", self.metadata.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given && format == Some(Format::Jobs)) {
+            Some((flag, _)) => Err(Error::Usage(format!(
+                "{flag} does not go with --format jobs, which are published as they stand: write it into each job"
+            ))),
+            None => Ok(()),
         }
     }
 }
@@ -112,7 +163,13 @@ impl Recipe {
             deadline_after: args.deadline_s.map(|seconds| Duration::from_secs(seconds.into())),
             metadata: args.metadata.clone().unwrap_or_default(),
             entries: args.items_per_job as usize,
+            tokens: TokenCounter::default(),
         }
+    }
+
+    /// The same, with tokens counted so.
+    pub fn counting(self, tokens: TokenCounter) -> Self {
+        Self { tokens, ..self }
     }
 
     /// What a ledger compares: everything that changes a job or its results. A deadline does not.
@@ -127,6 +184,8 @@ impl Recipe {
             ("metadata", json!(self.metadata)),
             ("text-field", json!(input.text_field)),
             ("id-field", json!(input.id_field)),
+            ("column", json!(input.column.join(" "))),
+            ("id-column", json!(input.id_column)),
         ];
         named.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -139,18 +198,40 @@ impl Recipe {
         ChunkLimits { entries: self.entries, bytes }
     }
 
-    /// The job that carries `items`, as published at `now`.
-    pub fn message(&self, submission: &str, id: &JobId, items: Vec<Item>, now: Timestamp) -> Message {
-        let tokens: usize = items.iter().map(|item| (item.input.len_bytes() / 4).max(1)).sum();
+    /// The job of a chunk, as published at `now`; none when the chunk has only bad lines.
+    pub fn message_of(&self, submission: &str, number: u64, work: Work, now: Timestamp) -> Option<Message> {
+        match work {
+            Work::Items(items) if items.is_empty() => None,
+            Work::Items(items) => Some(self.message(submission, &job_id(submission, number), items, now)),
+            Work::Job(ready) => Some(self.ready_message(submission, *ready)),
+        }
+    }
+
+    /// A job that came whole: its body as it stands.
+    fn ready_message(&self, submission: &str, ready: ReadyJob) -> Message {
+        let ReadyJob { job, body } = ready;
+        let items = match &job.inputs {
+            Inputs::Items(items) => &items[..],
+            Inputs::Uri(_) => &[],
+        };
+        Message { attributes: self.attributes(submission, &job.id, items), body }
+    }
+
+    fn attributes(&self, submission: &str, id: &JobId, items: &[Item]) -> Attributes {
         let attributes = [
             (attribute::CONTENT_TYPE, "application/json".to_owned()),
             (attribute::VERSION, VERSION.to_string()),
             (attribute::JOB_ID, id.to_string()),
             (attribute::SUBMISSION, submission.to_owned()),
             (attribute::ITEMS, items.len().to_string()),
-            (attribute::TOKENS, tokens.to_string()),
+            (attribute::TOKENS, self.tokens.count(items).to_string()),
         ];
-        let attributes: Attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The job that carries `items`, as published at `now`.
+    fn message(&self, submission: &str, id: &JobId, items: Vec<Item>, now: Timestamp) -> Message {
+        let attributes = self.attributes(submission, id, &items);
         let job = Job {
             id: id.clone(),
             model: self.model.clone(),

@@ -25,14 +25,13 @@ use tokio_util::sync::CancellationToken;
 use crate::collect::{Collector, Route, write_output};
 use crate::connect::{connect, failed};
 use crate::follow::Follower;
-use crate::ledger::{Ledger, Plan, SharedLedger};
+use crate::ledger::{Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::output::OutputArgs;
 use crate::progress::{Progress, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
 use crate::sink::Output;
-use crate::source::Source;
-use crate::submit::{Again, Submission, WhenFull, new_submission};
+use crate::submit::{Again, Begun, CheckedInput, Submission, WhenFull};
 
 /// The flags of `inferq run`.
 #[derive(Debug, clap::Args)]
@@ -89,13 +88,13 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
     let target = args.output.target()?;
     let url = BrokerUrl::sqlite(std::path::absolute(&files.queue).map_err(|e| Error::io("the queue's file", e))?);
     let config = worker_config(&args, &url)?;
-    let source = args.input.source()?;
+    args.job.check_for(args.input.format)?;
+    args.input.source()?;
     // Replies stay in this process and its ledger: always in the smaller encoding.
     let recipe = Recipe::new(&args.job, Encoding::Base64);
     let _lock = files.claim()?;
-    let mut ledger = Ledger::open_or_create(&files.ledger)?;
     let plan = Plan { queue: url.to_string(), parameters: recipe.compared(&args.input) };
-    let submission = ledger.begin(&plan, new_submission)?;
+    let Begun { ledger, submission, input } = Begun::at(&files.ledger, &plan, &args.input, &stop)?;
     let counts = ledger.counts();
     if counts.answered > 0 {
         eprintln!("going on after {} items", grouped(counts.items_answered));
@@ -107,7 +106,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
         let broker = connect(&url).await?;
         prepare(&broker, &url).await?;
         let line = Line { broker: &broker, url: &url, ledger: &ledger, submission, recipe };
-        let worked = line.run(source, config, Health::new(telemetry), args.health, &mut follower, &stop).await;
+        let worked = line.run(input, config, Health::new(telemetry), args.health, &mut follower, &stop).await;
         broker.close().await;
         worked?;
     }
@@ -161,7 +160,7 @@ impl Line<'_> {
     /// Runs all three until every item is answered, then lets the worker end.
     async fn run(
         self,
-        source: Source,
+        input: CheckedInput,
         config: Config,
         health: Health,
         address: Option<SocketAddr>,
@@ -172,7 +171,7 @@ impl Line<'_> {
         let stop_worker = CancellationToken::new();
         let mut worker = self.spawn_worker(config, health, &stop_worker);
         let ended = tokio::select! {
-            ended = self.submit_and_collect(source, follower, stop) => ended,
+            ended = self.submit_and_collect(input, follower, stop) => ended,
             ended = &mut worker => return Err(ended_early(ended)),
             () = serve_health(endpoint) => Ok(()),
         };
@@ -194,7 +193,7 @@ impl Line<'_> {
 
     async fn submit_and_collect(
         &self,
-        source: Source,
+        input: CheckedInput,
         follower: &mut Option<Follower>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
@@ -213,7 +212,7 @@ impl Line<'_> {
         submission.declare_route().await?;
         let (submitted, complete) = watch::channel(false);
         let submitting = async {
-            submission.publish_all(source, &progress, stop, |_, total| progress.expect(total)).await?;
+            submission.publish_all(input, &progress, stop, |_, total| progress.expect(total)).await?;
             submitted.send_replace(true);
             Ok(())
         };

@@ -16,23 +16,30 @@ use inferq_shared::job::{Encoding, attribute};
 use jiff::Timestamp;
 use rand::RngExt;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::task::block_in_place;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::chunk::{Chunk, Chunker};
+pub use self::check::CheckedInput;
+
+use self::reader::{Group, read};
 use crate::connect::{absolute, connect, failed, print, quoted_path};
-use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger, job_id};
+use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::progress::{Progress, Tally, Total, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
-use crate::source::Source;
+use crate::tokens::TokenCounter;
+
+mod check;
+mod dry_run;
+mod reader;
 
 /// The flags of `inferq submit`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The queue's address, like sqlite:///var/lib/inferq/queue.db or sqlite:queue.db?queue=jobs.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
-    queue: BrokerUrl,
+    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL", required_unless_present = "dry_run")]
+    queue: Option<BrokerUrl>,
     #[command(flatten)]
     input: InputArgs,
     /// Remembers what was confirmed, so that the same command goes on after a crash. Default: <input>.ledger.db;
@@ -48,6 +55,13 @@ pub struct Args {
     /// Send again every job that no reply has come for.
     #[arg(long)]
     resubmit_unanswered: bool,
+    /// Say how many items, jobs, tokens and bytes would be published, and publish nothing. Needs no queue, makes no
+    /// ledger.
+    #[arg(long, env = "INFERQ_DRY_RUN")]
+    dry_run: bool,
+    /// The model's directory: its tokenizer counts tokens exactly, instead of about. The model itself is not loaded.
+    #[arg(long, env = "INFERQ_MODEL", value_name = "DIR")]
+    model: Option<PathBuf>,
 }
 
 /// How embeddings are written, from a flag.
@@ -82,32 +96,36 @@ pub enum WhenFull {
 
 /// A replies' route goes when nobody has used it for so long.
 pub const ROUTE_EXPIRES: Duration = Duration::from_secs(31 * 86400);
-/// A publish carries no more jobs than this,
-const GROUP_JOBS: usize = 256;
-/// and no more bytes, unless one job alone has more.
-const GROUP_BYTES: usize = 4 << 20;
 /// Room in a full queue comes with every ack: it is looked for more often than a lost broker.
 const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(200) };
 /// Waiting for so long is worth a line.
 const SAY_AFTER: Duration = Duration::from_secs(3);
 /// Publishes that wait for their confirm.
 const GROUPS_IN_FLIGHT: usize = 4;
+/// How often progress is told when nothing else happens.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// Runs `inferq submit`.
 ///
 /// # Errors
 /// When flags, input, ledger or queue can't be used, or a signal came.
 pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
-    let source = args.input.source()?;
-    let path = ledger_path(&args)?;
+    args.job.check_for(args.input.format)?;
     let recipe = Recipe::new(&args.job, args.encoding);
-    let queue = absolute(&args.queue)?;
+    let tokens = TokenCounter::of_model(args.model.as_deref())?;
+    let Some(queue) = args.queue.as_ref().filter(|_| !args.dry_run) else {
+        return block_in_place(|| dry_run::dry_run(&args.input, &recipe, &tokens, &stop));
+    };
+    let recipe = recipe.counting(tokens);
+    // What can't be used as input is told before a queue is looked for.
+    args.input.source()?;
+    let path = ledger_path(&args)?;
+    let queue = absolute(queue)?;
     let broker = connect(&queue).await?;
     broker.status(&queue.queues.jobs).await.map_err(|error| failed(&queue, error))?;
 
-    let mut ledger = Ledger::open_or_create(&path)?;
     let plan = Plan { queue: queue.to_string(), parameters: recipe.compared(&args.input) };
-    let submission = ledger.begin(&plan, new_submission)?;
+    let Begun { ledger, submission, input } = Begun::at(&path, &plan, &args.input, &stop)?;
     let counts = ledger.counts();
     if counts.chunks > 0 && !args.resubmit_unanswered {
         eprintln!("going on after {} jobs in {}", grouped(counts.jobs), path.display());
@@ -118,7 +136,7 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
         Submission { broker: &broker, queue: &queue, ledger, submission, recipe, again, when_full: WhenFull::Say };
     work.declare_route().await?;
     let progress = Progress::new();
-    let published = work.publish_all(source, &progress, &stop, |items, total| {
+    let published = work.publish_all(input, &progress, &stop, |items, total| {
         progress.expect(total);
         progress.reach(Tally { items, tokens: 0 });
     });
@@ -129,6 +147,40 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     broker.close().await;
     let published = published.map_err(|error| with_the_way_on(error, counts))?;
     report(&submission, counts, published, &path)
+}
+
+/// A submission that has begun or goes on: its ledger, its id, and an input that may be published.
+pub struct Begun {
+    /// What it remembers.
+    pub ledger: Ledger,
+    /// Its id.
+    pub submission: String,
+    /// What is published.
+    pub input: CheckedInput,
+}
+
+impl Begun {
+    /// Checks the plan, then the input, and only then makes a ledger if there is none at `path`.
+    ///
+    /// # Errors
+    /// When one of them can't be used, or a signal came.
+    pub fn at(path: &Path, plan: &Plan, args: &InputArgs, stop: &CancellationToken) -> Result<Self, Error> {
+        let before = path.exists().then(|| Ledger::open_or_create(path)).transpose()?;
+        if let Some(before) = &before {
+            before.compare(plan)?;
+        }
+        let input = match &before {
+            Some(before) if before.counts().complete => CheckedInput::as_before(args)?,
+            _ => block_in_place(|| CheckedInput::of(args, folder(path), stop))?,
+        };
+        let mut ledger = before.map_or_else(|| Ledger::open_or_create(path), Ok)?;
+        let submission = ledger.begin(plan, new_submission)?;
+        Ok(Self { ledger, submission, input })
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
 fn with_the_way_on(error: Error, counts: Counts) -> Error {
@@ -172,7 +224,7 @@ fn ledger_path(args: &Args) -> Result<PathBuf, Error> {
 }
 
 /// A new submission's id: short, and not met twice.
-pub fn new_submission() -> String {
+fn new_submission() -> String {
     format!("s{:012x}", rand::rng().random::<u64>() & 0xffff_ffff_ffff)
 }
 
@@ -203,13 +255,6 @@ pub struct Published {
     pub chunks: u64,
 }
 
-/// Jobs that are published together, as the reader thread makes them.
-struct Group {
-    jobs: Vec<(Confirmed, Option<Message>)>,
-    bytes: usize,
-    fraction: Option<f64>,
-}
-
 impl Submission<'_> {
     /// Makes the route that the replies take, before anything is published.
     ///
@@ -222,23 +267,25 @@ impl Submission<'_> {
     }
 
     /// Publishes every job that is not confirmed yet, and records that the whole input has been submitted. Calls
-    /// `report` with the entries confirmed and the estimated total.
+    /// `report` with the rows confirmed and the estimated total, now and then.
     ///
     /// # Errors
     /// When input, ledger or queue fail for good, the input has changed, or `stop` was cancelled.
     pub async fn publish_all(
         &self,
-        source: Source,
+        input: CheckedInput,
         progress: &Progress,
         stop: &CancellationToken,
         report: impl Fn(u64, Total),
     ) -> Result<Published, Error> {
         let (tx, mut groups) = mpsc::channel(2);
         let (recipe, submission) = (self.recipe.clone(), self.submission.clone());
-        let reader = thread::spawn(move || read(source, &recipe, &submission, &tx));
+        let reader = thread::spawn(move || read(input, &recipe, &submission, &tx));
         let mut in_flight = FuturesOrdered::new();
-        let (mut entries, mut published) = (0, Published::default());
+        let (mut rows, mut total, mut published) = (0, Total::Unknown, Published::default());
         let mut reading = true;
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while reading || !in_flight.is_empty() {
             tokio::select! {
                 biased;
@@ -246,21 +293,27 @@ impl Submission<'_> {
                 Some(done) = in_flight.next() => {
                     let done: Done = done?;
                     self.ledger.with(|ledger| ledger.record_confirmed(&done.chunks))?;
-                    entries += done.chunks.iter().map(Confirmed::entries).sum::<u64>();
+                    rows += done.chunks.iter().map(Confirmed::rows).sum::<u64>();
                     published.jobs += done.jobs;
                     published.chunks += done.chunks.len() as u64;
-                    report(entries, Total::estimate(entries, done.fraction));
+                    total = Total::estimate(rows, done.fraction);
+                    report(rows, total);
                 }
                 group = groups.recv(), if reading && in_flight.len() < GROUPS_IN_FLIGHT => match group {
-                    Some(group) => in_flight.push_back(self.publish(self.unpublished(group?)?, progress)),
+                    Some(group) => {
+                        let group = group?;
+                        group.notes.iter().for_each(|line| progress.note(line));
+                        in_flight.push_back(self.publish(self.unpublished(group)?, progress));
+                    }
                     None => reading = false,
                 },
+                _ = beat.tick() => report(rows, total),
             }
         }
         // Its channel is closed, so the thread has ended.
         reader.join().expect("reading does not panic");
         self.ledger.with(|ledger| ledger.record_complete(published.chunks))?;
-        report(entries, Total::Exactly(entries));
+        report(rows, Total::Exactly(rows));
         Ok(published)
     }
 
@@ -291,6 +344,9 @@ impl Submission<'_> {
 
     /// Publishes `messages`, again and again while the broker is away or full. The job ids make the repeats harmless.
     async fn publish_until_confirmed(&self, messages: &[Message], progress: &Progress) -> Result<(), BrokerError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
         let publisher = self.broker.publisher();
         let (started, mut said, mut retry) = (Instant::now(), false, 0);
         loop {
@@ -325,49 +381,4 @@ fn stamped(messages: &[Message], now: Timestamp) -> Vec<Message> {
         message
     };
     messages.iter().map(stamp).collect()
-}
-
-/// The reader thread: input → entries → chunks → jobs, in groups, until the input ends or nobody takes them.
-fn read(mut source: Source, recipe: &Recipe, submission: &str, groups: &mpsc::Sender<Result<Group, Error>>) {
-    let mut chunker = Chunker::new(recipe.chunk_limits());
-    let mut group = Group { jobs: Vec::new(), bytes: 0, fraction: None };
-    loop {
-        let (chunk, last) = match source.next_entry() {
-            Ok(Some(entry)) => (chunker.push(entry), false),
-            Ok(None) => (std::mem::replace(&mut chunker, Chunker::new(recipe.chunk_limits())).finish(), true),
-            Err(error) => {
-                // Nobody takes it: the submission has ended already.
-                let _ = groups.blocking_send(Err(error.into()));
-                return;
-            }
-        };
-        if let Some(chunk) = chunk {
-            group.add(chunk, recipe, submission);
-        }
-        if !(last || group.is_full()) {
-            continue;
-        }
-        let full = std::mem::replace(&mut group, Group { jobs: Vec::new(), bytes: 0, fraction: None });
-        if !full.jobs.is_empty()
-            && groups.blocking_send(Ok(Group { fraction: source.fraction_read(), ..full })).is_err()
-            || last
-        {
-            return;
-        }
-    }
-}
-
-impl Group {
-    fn add(&mut self, mut chunk: Chunk, recipe: &Recipe, submission: &str) {
-        let confirmed = Confirmed::of(&chunk);
-        let items = std::mem::take(&mut chunk.items);
-        let message = (!items.is_empty())
-            .then(|| recipe.message(submission, &job_id(submission, chunk.number), items, Timestamp::now()));
-        self.bytes += message.as_ref().map_or(0, |message| message.body.len());
-        self.jobs.push((confirmed, message));
-    }
-
-    fn is_full(&self) -> bool {
-        self.jobs.len() >= GROUP_JOBS || self.bytes >= GROUP_BYTES
-    }
 }

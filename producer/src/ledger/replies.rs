@@ -9,7 +9,7 @@ use inferq_shared::reply::{Reply, ReplyError, Status};
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, Ledger, LedgerError, chunk_of, job_id};
+use super::{Counts, Ledger, LedgerError, chunk_of, job_id, own_ids};
 
 /// What the ledger wants to know of a reply.
 #[derive(Debug, Clone)]
@@ -121,7 +121,10 @@ impl Ledger {
         let transaction = self.connection.transaction().map_err(&named)?;
         let mut recorded = Vec::with_capacity(answers.len());
         for answer in answers {
-            let chunk = chunk_of(&submission, &answer.id);
+            let chunk = match self.own_ids {
+                true => own_ids::chunk_of(&transaction, &answer.id).map_err(&named)?,
+                false => chunk_of(&submission, &answer.id),
+            };
             let fate = chunk.map_or(Ok(Recorded::Unknown), |chunk| keep_best(&transaction, chunk, answer, &mut counts));
             recorded.push(fate.map_err(&named)?);
         }
@@ -188,6 +191,11 @@ impl Ledger {
 
     /// The id of a chunk's job.
     fn job_id(&self, chunk: u64) -> rusqlite::Result<JobId> {
+        if self.own_ids
+            && let Some(id) = own_ids::id_of(&self.connection, chunk)?
+        {
+            return Ok(id);
+        }
         Ok(job_id(self.submission.as_deref().unwrap_or_default(), chunk))
     }
 

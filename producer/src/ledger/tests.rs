@@ -4,7 +4,8 @@ use inferq_shared::job::{Input, Item, Metadata};
 use inferq_shared::reply::{ItemResult, Reply, Status, Timings, Usage};
 
 use super::*;
-use crate::source::{BadLine, Place};
+use crate::chunk::{Chunk, Work};
+use crate::source::{BadLine, Place, Unit};
 
 fn plan(model: &str) -> Plan {
     let parameters = serde_json::json!({"model-name": model});
@@ -16,9 +17,16 @@ fn plan(model: &str) -> Plan {
 
 fn chunk(number: u64, ids: &[Option<&str>]) -> Chunk {
     let item = |id: &Option<&str>| Item { id: id.map(str::to_owned), input: Input::Text("x".to_owned()) };
-    let place = Place { name: "f".into(), line: number * 10 + 1 };
+    let place = Place { name: "f".into(), unit: Unit::Line, number: number * 10 + 1 };
     let digest = [number as u8; 16];
-    Chunk { number, first: number * 10, place, items: ids.iter().map(item).collect(), bad: Vec::new(), digest }
+    Chunk {
+        number,
+        first: number * 10,
+        place,
+        work: Work::Items(ids.iter().map(item).collect()),
+        bad: Vec::new(),
+        digest,
+    }
 }
 
 fn reply(id: JobId, status: Status, results: u32) -> Reply {

@@ -1,0 +1,178 @@
+//! What `--input` names: files in order, their formats, and how their bytes are read.
+//!
+//! In: paths, patterns and `-`. Out: [`Origin`]s, which open as a stream of lines, decompressed where the name says so,
+//! or as a file. Whatever is read counts towards the progress. Nothing is opened before its turn.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::{Format, SourceError};
+
+/// Bytes that are read at once.
+const BUFFER_BYTES: usize = 1 << 18;
+
+/// One input.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    Stdin,
+    File(PathBuf),
+}
+
+/// How a file is compressed, by the end of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Origin {
+    /// What people call it.
+    pub(super) fn name(&self) -> Arc<str> {
+        match self {
+            Self::Stdin => "stdin".into(),
+            Self::File(path) => path.display().to_string().into(),
+        }
+    }
+
+    /// Its size as it lies on the disk; `None` for what is no file.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Stdin => None,
+            Self::File(path) => path.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len()),
+        }
+    }
+
+    /// How it is compressed.
+    pub(super) fn compression(&self) -> Compression {
+        match self.extension().as_deref() {
+            Some("gz") => Compression::Gzip,
+            Some("zst") => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+
+    /// The format that its name tells.
+    ///
+    /// # Errors
+    /// When it tells none.
+    pub(super) fn format(&self) -> Result<Format, SourceError> {
+        let extension = match self {
+            Self::File(path) if self.compression() != Compression::None => extension_of(&path.with_extension("")),
+            _ => self.extension(),
+        };
+        match extension.as_deref() {
+            Some("jsonl" | "ndjson") => Ok(Format::Jsonl),
+            Some("txt" | "text") => Ok(Format::Text),
+            Some("parquet") => Ok(Format::Parquet),
+            _ => Err(SourceError::Unusable(format!(
+                "the format of {} can't be told from its name (.jsonl, .ndjson, .txt, .parquet; .gz or .zst after \
+                 them): give --format jsonl, text, parquet or jobs",
+                self.name()
+            ))),
+        }
+    }
+
+    fn extension(&self) -> Option<String> {
+        match self {
+            Self::Stdin => None,
+            Self::File(path) => extension_of(path),
+        }
+    }
+
+    /// Its bytes, decompressed; `read` counts those on the disk.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub(super) fn lines(&self, read: &Arc<AtomicU64>) -> Result<Box<dyn BufRead + Send>, SourceError> {
+        let Self::File(path) = self else {
+            return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin())));
+        };
+        let file = Counted { inner: open(path)?, read: read.clone() };
+        let buffered = |reader: Box<dyn Read + Send>| Box::new(BufReader::with_capacity(BUFFER_BYTES, reader));
+        Ok(match self.compression() {
+            Compression::None => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
+            Compression::Gzip => buffered(Box::new(MultiGzDecoder::new(BufReader::new(file)))),
+            Compression::Zstd => buffered(Box::new(zstd::Decoder::new(file).map_err(|error| cant_open(path, &error))?)),
+        })
+    }
+
+    /// The file itself, for a format that is not read from its beginning to its end.
+    ///
+    /// # Errors
+    /// When it is no regular file, or can't be opened.
+    pub(super) fn file(&self) -> Result<File, SourceError> {
+        match self {
+            Self::File(path) if self.bytes().is_some() && self.compression() == Compression::None => open(path),
+            _ => Err(SourceError::Unusable(format!(
+                "{} can't be read as Parquet, which is not read from its beginning: name an uncompressed file",
+                self.name()
+            ))),
+        }
+    }
+}
+
+fn extension_of(path: &Path) -> Option<String> {
+    path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase)
+}
+
+fn open(path: &Path) -> Result<File, SourceError> {
+    File::open(path).map_err(|error| cant_open(path, &error))
+}
+
+fn cant_open(path: &Path, error: &io::Error) -> SourceError {
+    SourceError::Unusable(format!("can't open input {}: {error}", path.display()))
+}
+
+/// Counts what is read from a file.
+struct Counted {
+    inner: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.inner.read(buffer)?;
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
+
+/// The inputs that one `--input` names, in order.
+///
+/// # Errors
+/// When it is absent, a directory, or matches nothing.
+pub(super) fn resolve(input: &str) -> Result<Vec<Origin>, SourceError> {
+    if input == "-" {
+        return Ok(vec![Origin::Stdin]);
+    }
+    let path = Path::new(input);
+    if path.is_dir() {
+        let message = format!("input {input} is a directory: name files, or a pattern like '{input}/*.jsonl'");
+        return Err(SourceError::Unusable(message));
+    }
+    if path.exists() {
+        return Ok(vec![Origin::File(path.to_owned())]);
+    }
+    if !input.contains(['*', '?', '[']) {
+        return Err(SourceError::Unusable(format!("input {input} does not exist")));
+    }
+    matches_of(input)
+}
+
+fn matches_of(pattern: &str) -> Result<Vec<Origin>, SourceError> {
+    let unusable = |what: &dyn fmt::Display| SourceError::Unusable(format!("input pattern {pattern}: {what}"));
+    let paths = glob::glob(pattern).map_err(|error| unusable(&error))?;
+    let paths = paths.collect::<Result<Vec<_>, _>>().map_err(|error| unusable(&error))?;
+    let files: Vec<_> = paths.into_iter().filter(|path| path.is_file()).map(Origin::File).collect();
+    if files.is_empty() {
+        return Err(unusable(&"no file matches"));
+    }
+    Ok(files)
+}
