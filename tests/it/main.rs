@@ -7,6 +7,7 @@ mod contract;
 mod documents;
 mod durability;
 mod faults;
+mod inputs;
 mod hard_places;
 #[cfg(feature = "mutants")]
 mod mutants;

@@ -159,7 +159,7 @@ impl Responder {
         }
     }
 
-    async fn waiting(&self) -> u64 {
+    pub(crate) async fn waiting(&self) -> u64 {
         self.broker.status(&self.url.queues.jobs).await.unwrap().waiting.unwrap()
     }
 

@@ -25,6 +25,11 @@ const RESERVED: &[Reserved] = &[
         only_in: &["shared/src/broker/pubsub"],
         rule: "only broker/pubsub names google-cloud",
     },
+    Reserved {
+        words: &["parquet::", "arrow_array", "arrow_schema", "flate2::", "zstd::"],
+        only_in: &["producer/src/source/", "producer/src/sink"],
+        rule: "only the producer's sources and sinks name formats of files",
+    },
     Reserved { words: &["object_store"], only_in: &["shared/src/bucket"], rule: "only bucket names object_store" },
     Reserved {
         words: &["process::exit("],
@@ -65,6 +70,8 @@ const PURE: &[&str] = &[
     "shared/src/reply",
     "shared/src/backoff",
     "worker/src/batch",
+    "producer/src/chunk",
+    "producer/src/source/parse",
     "producer/src/pace",
     "producer/src/report",
 ];
@@ -203,6 +210,8 @@ fn every_rule_finds_what_it_looks_for() {
         ("worker/src/intake.rs", "//! x\ntokio::spawn(async {});"),
         ("worker/src/intake.rs", "//! x\nthread::Builder::new().spawn(f);"),
         ("producer/src/source.rs", "//! x\nspawn_blocking(f);"),
+        ("producer/src/recipe.rs", "//! x\nuse parquet::arrow::ArrowWriter;"),
+        ("producer/src/source/parse.rs", "//! x\nstd::fs::read(path);"),
         ("shared/src/telemetry.rs", "//! x\nstd::thread::spawn(f);"),
         ("shared/src/job.rs", "//! x\npub async fn a() {}"),
         ("worker/src/batch/turns.rs", "//! x\nlet now = Instant::now();"),
