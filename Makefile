@@ -14,16 +14,16 @@ SENTENCES := tests/fixtures/demo/sentences.jsonl
 SEEDS ?= 20000
 SEED_FROM ?= 0
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS := job reply broker_url
+FUZZ_TARGETS := job reply broker_url line
 PEERS ?=
 
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue clean tools
+.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer clean tools
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 # One line for what is missing, instead of a page from the compiler.
 tools:
@@ -60,7 +60,7 @@ fuzz: tools ## fuzz each decoder, FUZZ_SECONDS=600 in total; needs a nightly Rus
 	@for target in $(FUZZ_TARGETS); do \
 		mkdir -p fuzz/corpus/$$target; \
 		seeds=(); if [ -d tests/fixtures/fuzz/$$target ]; then seeds+=(tests/fixtures/fuzz/$$target); fi; \
-		if [ $$target != broker_url ]; then \
+		if compgen -G "tests/fixtures/wire/*/$$target-*" > /dev/null; then \
 			mkdir -p fuzz/corpus/$$target.seeds; cp tests/fixtures/wire/*/$$target-* fuzz/corpus/$$target.seeds; \
 			seeds+=(fuzz/corpus/$$target.seeds); \
 		fi; \
@@ -87,6 +87,10 @@ bench-queue: tools ## the embedded queue's rates, and the worker's without a mod
 	"$(TARGET)/release/bench_queue"; \
 	"$(TARGET)/release/bench_worker" echo; \
 	"$(TARGET)/release/bench_worker" memory
+
+bench-producer: tools ## the producer's rates into the embedded queue, and its memory over 10,000,000 lines
+	@$(CARGO) build --release --locked --workspace; \
+	"$(TARGET)/release/bench_producer" submit
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,0 +1,84 @@
+//! Measures the producer: `submit` (lines a second into the embedded queue, and memory from a tenth to the end).
+//!
+//! In: a subcommand and a number of lines. Out: a table, and raw JSON beside the binaries. It starts the real binary
+//! on files that it makes in a temporary folder (set TMPDIR to choose the disk). It asserts nothing.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use inferq_tests::process::binary;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let subject = arguments.next().unwrap_or_default();
+    let lines: Option<u64> = arguments.next().map(|size| size.parse()).transpose().context("LINES must be a number")?;
+    let figures = match &*subject {
+        "submit" => submit(lines.unwrap_or(10_000_000))?,
+        _ => bail!("usage: bench_producer submit [LINES]"),
+    };
+    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("bench");
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join(format!("producer-{subject}.json"));
+    std::fs::write(&file, serde_json::to_vec_pretty(&figures)?)?;
+    println!("raw figures: {}", file.display());
+    Ok(())
+}
+
+/// Lines a second from a JSONL file into a queue, the search for ids that stand twice included, and how the peak of
+/// memory grows from a tenth of the publishing to its end.
+fn submit(lines: u64) -> Result<Value> {
+    let folder = TempDir::new()?;
+    let input = folder.path().join("texts.jsonl");
+    let bytes = write_lines(&input, lines)?;
+    let queue = format!("sqlite://{}", folder.path().join("queue.db").display());
+    ensure!(Command::new(binary("inferq")).args(["setup", "--queue", &queue]).output()?.status.success(), "setup");
+    let mut submit = Command::new(binary("inferq"));
+    submit.args(["submit", "--queue", &queue, "--input"]).arg(&input).stdout(Stdio::null()).stderr(Stdio::null());
+    let started = Instant::now();
+    let mut child = submit.spawn()?;
+    let (mut at_a_tenth, mut at_the_end) = (0.0, 0.0);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        // The file is read twice: once for its ids, once to be published. An ended process has no figures any more.
+        if let (Some(read), Some(peak)) = (figure(&child, "io", "rchar:"), figure(&child, "status", "VmHWM:")) {
+            at_the_end = peak / 1024.0;
+            if read < 1.1 * bytes as f64 {
+                at_a_tenth = at_the_end;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    ensure!(status.success(), "submit failed: {status}");
+    println!("{lines} lines of {} bytes into sqlite: {:.0} lines/s", bytes / lines.max(1), lines as f64 / seconds);
+    println!("peak {at_a_tenth:.1} MiB after a tenth, {at_the_end:.1} MiB at the end: {:.3}", at_the_end / at_a_tenth);
+    Ok(json!({"lines": lines, "seconds": seconds, "peak_mib_at_a_tenth": at_a_tenth, "peak_mib": at_the_end}))
+}
+
+/// A figure of a running process, as the system keeps it.
+fn figure(child: &Child, file: &str, name: &str) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Short texts, each with an id. Returns the file's size.
+fn write_lines(path: &Path, lines: u64) -> Result<u64> {
+    const WORDS: [&str; 8] = ["river", "copper", "garden", "winter", "letter", "engine", "harbour", "silver"];
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    for line in 0..lines {
+        let word = |step: u64| WORDS[(line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (3 * step) & 7) as usize];
+        writeln!(file, r#"{{"id": "doc-{line}", "text": "{} {} {} {}"}}"#, word(1), word(2), word(3), word(4))?;
+    }
+    let file = file.into_inner()?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
+}
