@@ -192,7 +192,9 @@ impl Source {
     /// # Errors
     /// When a file can't be an input.
     pub fn check_files(&self) -> Result<(), SourceError> {
-        let mut files = self.inputs.iter().filter(|(origin, _)| origin.bytes().is_some());
+        // What can be read only once is left alone.
+        let is_file = |origin: &Origin, format| origin.bytes().is_some() || format == Format::Parquet;
+        let mut files = self.inputs.iter().filter(|(origin, format)| is_file(origin, *format));
         files.try_for_each(|(origin, format)| self.open(origin, *format).map(drop))
     }
 

@@ -138,9 +138,9 @@ fn what_is_no_parquet_file_or_archive_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_submit_of_a_table_or_of_jobs_goes_on_and_doubles_no_id() {
     let place = Place::new();
-    parquet(&place.path("a.parquet"), vec![("id", numbers(4000)), ("text", texts("text", 4000))]);
+    parquet(&place.path("a.parquet"), vec![("id", numbers(1200)), ("text", texts("text", 1200))]);
     let jobs: String =
-        (0..4000).map(|n| format!("{{\"version\":1,\"id\":\"j{n}\",\"inputs\":[\"text {n}\"]}}\n")).collect();
+        (0..1200).map(|n| format!("{{\"version\":1,\"id\":\"j{n}\",\"inputs\":[\"text {n}\"]}}\n")).collect();
     let table_flags = ["--id-column", "id", "--items-per-job", "1"];
     for (input, flags) in
         [(place.name("a.parquet"), &table_flags[..]), (place.file("a.jobs", &jobs), &["--format", "jobs"])]
@@ -156,13 +156,13 @@ async fn a_killed_submit_of_a_table_or_of_jobs_goes_on_and_doubles_no_id() {
         let left = responder.waiting().await;
         taken.extend(responder.take(left as usize).await);
         let distinct: BTreeSet<_> = taken.iter().map(|(job, _)| job.id.clone()).collect();
-        assert_eq!(distinct.len(), 4000);
+        assert_eq!(distinct.len(), 1200);
         responder.answer(taken).await;
         responder.close().await;
         let done = place.collect(&format!("{input}.ledger.db"), &[]);
         assert_eq!(done.code, 0, "{}", done.stderr);
         let rows = place.rows();
-        assert_eq!(ids(&rows).iter().collect::<BTreeSet<_>>().len(), 4000, "each row once, under an id of its own");
+        assert_eq!(ids(&rows).iter().collect::<BTreeSet<_>>().len(), 1200, "each row once, under an id of its own");
     }
 }
 

@@ -106,10 +106,7 @@ impl WorkerProcess {
     /// # Errors
     /// Where the system keeps no such figure.
     pub fn peak_kib(&self) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let figure = line.and_then(|line| line.split_whitespace().next()).ok_or_else(|| anyhow::anyhow!("no VmHWM"))?;
-        Ok(figure.parse()?)
+        peak_kib(&self.child)
     }
 
     /// The status code and body of a GET on the health endpoint.
@@ -123,6 +120,17 @@ impl Drop for WorkerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The most resident memory that a running process ever had, in KiB.
+///
+/// # Errors
+/// Where the system keeps no such figure, and when the process has ended.
+pub fn peak_kib(process: &Child) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let figure = line.and_then(|line| line.split_whitespace().next()).ok_or_else(|| anyhow::anyhow!("no VmHWM"))?;
+    Ok(figure.parse()?)
 }
 
 /// The status code and body of a GET.

@@ -6,11 +6,11 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use inferq_tests::process::binary;
+use inferq_tests::process::{command, peak_kib};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -37,37 +37,31 @@ fn submit(lines: u64) -> Result<Value> {
     let input = folder.path().join("texts.jsonl");
     let bytes = write_lines(&input, lines)?;
     let queue = format!("sqlite://{}", folder.path().join("queue.db").display());
-    ensure!(Command::new(binary("inferq")).args(["setup", "--queue", &queue]).output()?.status.success(), "setup");
-    let mut submit = Command::new(binary("inferq"));
+    ensure!(command("inferq").args(["setup", "--queue", &queue]).output()?.status.success(), "setup failed");
+    let mut submit = command("inferq");
     submit.args(["submit", "--queue", &queue, "--input"]).arg(&input).stdout(Stdio::null()).stderr(Stdio::null());
     let started = Instant::now();
     let mut child = submit.spawn()?;
-    let (mut at_a_tenth, mut at_the_end) = (0.0, 0.0);
+    // The ledger is made when the first look at the file is over and publishing begins.
+    let ledger = input.with_extension("jsonl.ledger.db");
+    let mut peaks = Vec::new();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        // The file is read twice: once for its ids, once to be published. An ended process has no figures any more.
-        if let (Some(read), Some(peak)) = (figure(&child, "io", "rchar:"), figure(&child, "status", "VmHWM:")) {
-            at_the_end = peak / 1024.0;
-            if read < 1.1 * bytes as f64 {
-                at_a_tenth = at_the_end;
-            }
+        // An ended process has no figures any more.
+        if let (true, Ok(peak)) = (ledger.exists(), peak_kib(&child)) {
+            peaks.push(peak as f64 / 1024.0);
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     let seconds = started.elapsed().as_secs_f64();
     ensure!(status.success(), "submit failed: {status}");
+    let at_the_end = *peaks.last().context("too few lines to measure memory")?;
+    let at_a_tenth = peaks[peaks.len() / 10];
     println!("{lines} lines of {} bytes into sqlite: {:.0} lines/s", bytes / lines.max(1), lines as f64 / seconds);
     println!("peak {at_a_tenth:.1} MiB after a tenth, {at_the_end:.1} MiB at the end: {:.3}", at_the_end / at_a_tenth);
     Ok(json!({"lines": lines, "seconds": seconds, "peak_mib_at_a_tenth": at_a_tenth, "peak_mib": at_the_end}))
-}
-
-/// A figure of a running process, as the system keeps it.
-fn figure(child: &Child, file: &str, name: &str) -> Option<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Short texts, each with an id. Returns the file's size.
