@@ -12,10 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+mod look;
 pub mod memory;
 pub mod sqlite;
 mod url;
 
+pub use self::look::{Bodies, Browsed, Cursor, Page, Sighting, Standing, WORKER_SILENT};
 pub use self::url::{BrokerUrl, Scheme};
 
 /// A message's attributes: AMQP headers, Pub/Sub attributes, a column of the embedded queue.
@@ -228,6 +230,10 @@ pub struct Capabilities {
     pub durable: bool,
     /// Other processes can use the same queues.
     pub shared: bool,
+    /// Queues can be listed, and their messages looked at without a lease.
+    pub browse: bool,
+    /// Workers can leave word of themselves.
+    pub workers: bool,
 }
 
 /// What a queue is for, which decides how it is declared.
@@ -369,6 +375,52 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.status(queue).await,
             Self::Sqlite(broker) => broker.status(queue).await,
+        }
+    }
+
+    /// The messages of `queue` where they stand, in the order in which they would be delivered, a page at a time; an
+    /// empty page is the end. `None`: this broker can't be looked at ([`Capabilities::browse`]).
+    ///
+    /// # Errors
+    /// `UnknownQueue`, or when the broker can't be reached.
+    pub async fn browse(&self, queue: &str, page: Page) -> Result<Option<Vec<Browsed>>, BrokerError> {
+        match self {
+            Self::Memory(broker) => broker.browse(queue, page).await.map(Some),
+            Self::Sqlite(broker) => broker.browse(queue, page).await.map(Some),
+        }
+    }
+
+    /// The names of the queues that begin with `prefix`, sorted. `None`: this broker can't be looked at.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    pub async fn queues(&self, prefix: &str) -> Result<Option<Vec<String>>, BrokerError> {
+        match self {
+            Self::Memory(broker) => broker.queues(prefix).await.map(Some),
+            Self::Sqlite(broker) => broker.queues(prefix).await.map(Some),
+        }
+    }
+
+    /// Leaves word of a worker on `queue` for others to read; `None` takes it back. Word that is not renewed is dropped
+    /// after [`WORKER_SILENT`]. Where nobody can read it ([`Capabilities::workers`]) nothing happens.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    pub async fn report_worker(&self, queue: &str, worker: &str, about: Option<String>) -> Result<(), BrokerError> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Sqlite(broker) => broker.report_worker(queue, worker, about).await,
+        }
+    }
+
+    /// The workers that have lately left word on `queue`. `None`: this broker can't tell.
+    ///
+    /// # Errors
+    /// When the broker can't be reached.
+    pub async fn workers(&self, queue: &str) -> Result<Option<Vec<Sighting>>, BrokerError> {
+        match self {
+            Self::Memory(_) => Ok(None),
+            Self::Sqlite(broker) => broker.workers(queue).await.map(Some),
         }
     }
 

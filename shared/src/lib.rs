@@ -2,6 +2,7 @@
 //!
 //! - [`job`] and [`reply`]: the wire format, version 1, with its limits.
 //! - [`broker`]: the seam over every queue: publishers, consumers, deliveries and the leases that settle them.
+//! - [`presence`]: what a worker says of itself for others to read.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`telemetry`]: logs and metrics, and the names they use.
 //!
@@ -12,5 +13,6 @@
 pub mod backoff;
 pub mod broker;
 pub mod job;
+pub mod presence;
 pub mod reply;
 pub mod telemetry;

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use inferq_shared::broker::{
-    AnyConsumer, Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Message, Publisher, Pull, QueueNames,
-    QueueOptions,
+    AnyConsumer, Bodies, Broker, BrokerError, Browsed, ConsumeOptions, Consumer, Cursor, Delivery, Message, Page,
+    Publisher, Pull, QueueNames, QueueOptions, Standing,
 };
 use inferq_shared::job::attribute;
 use inferq_tests::brokers::{Bench, Kind, PATIENCE, leases, many, message, one, text, unrenewed, up_to};
@@ -65,6 +65,10 @@ macro_rules! contract {
                 removing_a_queue_takes_what_is_in_it
                 status_tells_waiting_leased_and_delayed
                 what_is_published_outlives_the_connection
+                messages_are_looked_at_where_they_stand_and_nothing_changes
+                a_queue_is_looked_at_page_by_page
+                queues_are_listed_by_their_beginnings
+                workers_are_seen_until_they_take_leave
             }
         }
     };
@@ -156,6 +160,8 @@ async fn a_dead_letter_keeps_its_bytes_and_says_why(bench: Bench) -> Result<()> 
     ensure!(letter.message.body == sent.body && letter.attempt == 1, "{letter:?}");
     ensure!(letter.message.attributes[attribute::DEAD_REASON] == "no id, no route", "{letter:?}");
     ensure!(letter.message.attributes["inferq-job-id"] == "j1", "{letter:?}");
+    ensure!(letter.message.attributes[attribute::DEAD_QUEUE] == bench.queue, "{letter:?}");
+    ensure!(letter.message.attributes[attribute::DEAD_ATTEMPT] == "1", "{letter:?}");
     let status = bench.broker.status(&bench.queue).await?;
     ensure!(status.waiting.unwrap_or(0) + status.leased.unwrap_or(0) == 0, "still in its queue: {status:?}");
     Ok(letter.lease.ack().await?)
@@ -589,6 +595,113 @@ async fn what_is_published_outlives_the_connection(bench: Bench) -> Result<()> {
     ensure!(got == BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 1)]), "{got:?}");
     ensure!(held.lease.ack().await == Err(BrokerError::Closed));
     again.close().await;
+    Ok(())
+}
+
+async fn messages_are_looked_at_where_they_stand_and_nothing_changes(bench: Bench) -> Result<()> {
+    let sent =
+        |text: &str| Message { attributes: BTreeMap::from([("n".to_owned(), text.to_owned())]), ..message(text) };
+    bench.publisher().publish(&bench.queue, ["a", "bb", "ccc", "dddd"].map(sent).into()).await?;
+    let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
+    let mut held = many(&mut consumer, 3).await?;
+    drop(held.remove(0));
+    held.remove(0).lease.release(Duration::from_secs(3600)).await?;
+    let page = Page { after: Cursor::START, messages: NonZeroUsize::MAX, bytes: usize::MAX, bodies: Bodies::Whole };
+    let Some(mut seen) = until_dropped(&bench, page).await? else {
+        ensure!(!bench.broker.capabilities().browse);
+        return Ok(());
+    };
+    ensure!(bench.broker.capabilities().browse);
+    seen.sort_by_key(|browsed| browsed.body_bytes);
+    for (browsed, text) in seen.iter().zip(["a", "bb", "ccc", "dddd"]) {
+        ensure!(browsed.message == sent(text) && browsed.age < PATIENCE, "{browsed:?}");
+    }
+    let attempts: Vec<_> = seen.iter().map(|browsed| browsed.attempt).collect();
+    ensure!(attempts == [2, 1, 1, 1], "{seen:?}");
+    let standing: Vec<_> = seen.iter().map(|browsed| browsed.standing).collect();
+    let long = Duration::from_secs(3590);
+    ensure!(
+        matches!(standing[..], [Standing::Waiting, Standing::Delayed(left), Standing::Leased(_), Standing::Waiting]
+        if left > long),
+        "{standing:?}"
+    );
+    let absent = Page { bodies: Bodies::Absent, ..page };
+    let bare = bench.broker.browse(&bench.queue, absent).await?.context("it could be looked at")?;
+    let sizes: BTreeSet<_> = bare.iter().map(|browsed| (browsed.message.body.len(), browsed.body_bytes)).collect();
+    ensure!(sizes == BTreeSet::from([(0, 1), (0, 2), (0, 3), (0, 4)]), "{bare:?}");
+    let rest = many(&mut consumer, 2).await?;
+    let attempts: BTreeMap<_, _> = rest.iter().map(|delivery| (text(delivery), delivery.attempt)).collect();
+    let expected = BTreeMap::from([("a".to_owned(), 2), ("dddd".to_owned(), 1)]);
+    ensure!(attempts == expected, "looking spent an attempt: {attempts:?}");
+    Ok(())
+}
+
+/// What is in the queue once the broker has heard of a dropped lease.
+async fn until_dropped(bench: &Bench, page: Page) -> Result<Option<Vec<Browsed>>> {
+    let started = Instant::now();
+    loop {
+        let seen = bench.broker.browse(&bench.queue, page).await?;
+        let waiting = seen.iter().flatten().filter(|browsed| browsed.standing == Standing::Waiting).count();
+        if seen.is_none() || waiting == 2 || started.elapsed() > PATIENCE {
+            return Ok(seen);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn a_queue_is_looked_at_page_by_page(bench: Bench) -> Result<()> {
+    let sent: Vec<String> = (0..100).map(|n| format!("message {n:03}")).collect();
+    bench.publish(&sent.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    let mut page = Page {
+        after: Cursor::START,
+        messages: NonZeroUsize::new(7).context("not 0")?,
+        bytes: 40,
+        bodies: Bodies::Whole,
+    };
+    let mut seen = Vec::new();
+    while let Some(found) = bench.broker.browse(&bench.queue, page).await?
+        && let Some(last) = found.last()
+    {
+        // Three of eleven bytes leave room for a fourth; after it there is none.
+        ensure!(found.len() <= 4, "{} in one page", found.len());
+        page.after = last.cursor;
+        seen.extend(found.iter().map(|browsed| String::from_utf8_lossy(&browsed.message.body).into_owned()));
+    }
+    ensure!(seen == if bench.broker.capabilities().browse { sent } else { Vec::new() }, "{seen:?}");
+    let absent = bench.broker.browse("nowhere", page).await;
+    ensure!(!bench.broker.capabilities().browse || absent == Err(BrokerError::UnknownQueue("nowhere".to_owned())));
+    Ok(())
+}
+
+async fn queues_are_listed_by_their_beginnings(bench: Bench) -> Result<()> {
+    for queue in ["jobs.results.b", "jobs.results.a", "jobs_results", "other", "jobs.Results.c"] {
+        bench.broker.declare(queue, QueueOptions::default()).await?;
+    }
+    let listed = bench.broker.queues("jobs.results.").await?;
+    let expected = vec!["jobs.results.a".to_owned(), "jobs.results.b".to_owned()];
+    ensure!(listed == bench.broker.capabilities().browse.then_some(expected), "{listed:?}");
+    Ok(())
+}
+
+async fn workers_are_seen_until_they_take_leave(bench: Bench) -> Result<()> {
+    for (queue, worker, about) in [
+        (&*bench.queue, "w1", "young"),
+        (&*bench.queue, "w2", "two"),
+        (&*bench.queue, "w1", "old"),
+        ("other", "w3", "x"),
+    ] {
+        bench.broker.report_worker(queue, worker, Some(about.to_owned())).await?;
+    }
+    let Some(seen) = bench.broker.workers(&bench.queue).await? else {
+        ensure!(!bench.broker.capabilities().workers);
+        return Ok(());
+    };
+    ensure!(bench.broker.capabilities().workers && seen.iter().all(|sighting| sighting.age < PATIENCE));
+    let told: Vec<_> = seen.iter().map(|sighting| (&*sighting.worker, &*sighting.about)).collect();
+    ensure!(told == [("w1", "old"), ("w2", "two")], "{told:?}");
+    bench.broker.report_worker(&bench.queue, "w1", None).await?;
+    let left = bench.broker.workers(&bench.queue).await?.context("it could tell before")?;
+    ensure!(left.len() == 1 && left[0].worker == "w2", "{left:?}");
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn check_block(name: &str, mark: &str, expected: &str) {
 #[test]
 fn the_table_of_capabilities_is_true() {
     type Has = fn(&Capabilities) -> bool;
-    let rows: [(&str, Has); 7] = [
+    let rows: [(&str, Has); 9] = [
         ("order of publishing", |c| c.fifo),
         ("release after any chosen time", |c| c.chosen_delay),
         ("leases expire", |c| c.lease_expiry),
@@ -39,6 +39,8 @@ fn the_table_of_capabilities_is_true() {
         ("bounded queues", |c| c.bounded),
         ("outlives the process", |c| c.durable),
         ("shared by processes", |c| c.shared),
+        ("looked at without a lease", |c| c.browse),
+        ("workers leave word", |c| c.workers),
     ];
     let mut table = "| | memory | sqlite |\n|---|---|---|\n".to_owned();
     let word = |yes| if yes { "yes" } else { "no" };

@@ -248,11 +248,11 @@ async fn a_file_that_will_not_do_is_refused_with_the_reason() -> Result<()> {
     std::fs::write(path("text.db"), "this is not a database, and long enough to be seen as one ".repeat(30))?;
     rusqlite::Connection::open(path("other.db"))?.execute_batch("CREATE TABLE songs (title TEXT)")?;
     Broker::connect(&BrokerUrl::sqlite(path("newer.db"))).await?.close().await;
-    rusqlite::Connection::open(path("newer.db"))?.execute_batch("PRAGMA user_version = 2")?;
+    rusqlite::Connection::open(path("newer.db"))?.execute_batch("PRAGMA user_version = 99")?;
     for (file, reason) in [
         (path("text.db"), "not a database"),
         (path("other.db"), "another program"),
-        (path("newer.db"), "layout 2"),
+        (path("newer.db"), "layout 99"),
         (path("absent/queue.db"), "no directory"),
         // Nobody can make a file there, not even root.
         (PathBuf::from("/proc/queue.db"), "must be writable"),
@@ -261,6 +261,40 @@ async fn a_file_that_will_not_do_is_refused_with_the_reason() -> Result<()> {
         let Err(BrokerError::Refused(message)) = error else { bail!("{}: {error:?}", file.display()) };
         ensure!(message.contains(reason) && message.contains(&*file.to_string_lossy()), "{message}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_layout_is_brought_up_to_date_with_what_is_in_it() -> Result<()> {
+    let mut bench = Bench::start(Kind::Sqlite).await?;
+    bench.publish(&["a", "b"]).await?;
+    bench.broker.clone().close().await;
+    // What the second layout has beyond the first.
+    rusqlite::Connection::open(file(&bench))?.execute_batch("DROP TABLE workers; PRAGMA user_version = 1")?;
+    bench.broker = Broker::connect(&bench.url).await?;
+    bench.broker.report_worker(&bench.queue, "w1", Some("here".to_owned())).await?;
+    ensure!(bench.broker.workers(&bench.queue).await?.context("sqlite can tell")?.len() == 1);
+    ensure!(drain(&bench).await? == BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 1)]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_that_has_been_silent_for_a_minute_is_forgotten() -> Result<()> {
+    let bench = Bench::start(Kind::Sqlite).await?;
+    for worker in ["quiet", "lively"] {
+        bench.broker.report_worker(&bench.queue, worker, Some("here".to_owned())).await?;
+    }
+    let rows = || {
+        rusqlite::Connection::open(file(&bench))?
+            .query_row("SELECT count(*) FROM workers", (), |row| row.get::<_, i64>(0))
+    };
+    rusqlite::Connection::open(file(&bench))?
+        .execute("UPDATE workers SET seen_at = seen_at - 61000 WHERE id = 'quiet'", ())?;
+    let seen = bench.broker.workers(&bench.queue).await?.context("sqlite can tell")?;
+    ensure!(seen.len() == 1 && seen[0].worker == "lively", "{seen:?}");
+    ensure!(rows()? == 2, "looking changes nothing");
+    bench.broker.report_worker(&bench.queue, "lively", Some("still".to_owned())).await?;
+    ensure!(rows()? == 1);
     Ok(())
 }
 

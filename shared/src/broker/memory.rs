@@ -17,12 +17,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BrokerError, Capabilities, ConsumeOptions, Consumer, Delivery, Lease, Message, Publisher, Pull, QueueOptions,
-    QueueStatus, Settlement, Verdict,
+    BrokerError, Browsed, Capabilities, ConsumeOptions, Consumer, Delivery, Lease, Message, Page, Publisher, Pull,
+    QueueOptions, QueueStatus, Settlement, Verdict,
 };
 
 mod event;
 mod faults;
+mod look;
 mod queue;
 mod settler;
 mod store;
@@ -46,6 +47,8 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     bounded: true,
     durable: false,
     shared: false,
+    browse: true,
+    workers: false,
 };
 
 /// One connection to queues in this process. Clones share the connection.
@@ -168,6 +171,24 @@ impl MemoryBroker {
     pub async fn status(&self, queue: &str) -> Result<QueueStatus, BrokerError> {
         self.link.usable().await?;
         self.link.shared.look(|store, now| store.status(queue, now))
+    }
+
+    /// The messages of a queue where they stand, in the order of publishing.
+    ///
+    /// # Errors
+    /// As [`MemoryBroker::status`].
+    pub async fn browse(&self, queue: &str, page: Page) -> Result<Vec<Browsed>, BrokerError> {
+        self.link.usable().await?;
+        self.link.shared.look(|store, now| store.browse(queue, page, now))
+    }
+
+    /// The names of the queues that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// As [`MemoryBroker::declare`].
+    pub async fn queues(&self, prefix: &str) -> Result<Vec<String>, BrokerError> {
+        self.link.usable().await?;
+        Ok(self.link.shared.look(|store, _| store.queues(prefix)))
     }
 
     /// A publisher over this connection.

@@ -14,14 +14,15 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::owner::{Change, Command, Owner, Waiting, Write};
+use self::owner::{Change, Command, Look, Owner, Waiting, Write};
 use super::{
-    BrokerError, Capabilities, ConsumeOptions, Consumer, Delivery, Message, Publisher, Pull, QueueOptions, QueueStatus,
-    Settlement,
+    BrokerError, Browsed, Capabilities, ConsumeOptions, Consumer, Delivery, Message, Page, Publisher, Pull,
+    QueueOptions, QueueStatus, Settlement, Sighting,
 };
 
 mod bell;
 mod clock;
+mod look;
 mod owner;
 mod packed;
 mod schema;
@@ -36,6 +37,8 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     bounded: true,
     durable: true,
     shared: true,
+    browse: true,
+    workers: true,
 };
 
 /// Commands that wait for the thread; the next caller waits for room.
@@ -115,9 +118,40 @@ impl SqliteBroker {
     /// # Errors
     /// `UnknownQueue`, or when the file can't be read.
     pub async fn status(&self, queue: &str) -> Result<QueueStatus, BrokerError> {
-        let (done, told) = oneshot::channel();
-        self.link.send(Command::Status { queue: queue.to_owned(), done }).await?;
-        told.await.unwrap_or(Err(BrokerError::Closed))
+        self.link.look(|done| Look::Status { queue: queue.to_owned(), done }).await
+    }
+
+    /// The messages of a queue where they stand: those that wait, then those that are leased or delayed, by the time at
+    /// which they will be seen.
+    ///
+    /// # Errors
+    /// As [`SqliteBroker::status`].
+    pub async fn browse(&self, queue: &str, page: Page) -> Result<Vec<Browsed>, BrokerError> {
+        self.link.look(|done| Look::Browse { queue: queue.to_owned(), page, done }).await
+    }
+
+    /// The names of the queues that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub async fn queues(&self, prefix: &str) -> Result<Vec<String>, BrokerError> {
+        self.link.look(|done| Look::Queues { prefix: prefix.to_owned(), done }).await
+    }
+
+    /// Leaves word of a worker, or takes it back.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub async fn report_worker(&self, queue: &str, worker: &str, about: Option<String>) -> Result<(), BrokerError> {
+        self.link.write(Change::Report { queue: queue.to_owned(), worker: worker.to_owned(), about }).await
+    }
+
+    /// The workers that have lately left word on a queue.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub async fn workers(&self, queue: &str) -> Result<Vec<Sighting>, BrokerError> {
+        self.link.look(|done| Look::Workers { queue: queue.to_owned(), done }).await
     }
 
     /// A publisher over this connection.
@@ -181,6 +215,15 @@ fn own(
 impl Link {
     async fn send(&self, command: Command) -> Result<(), BrokerError> {
         self.commands.send(command).await.map_err(|_| BrokerError::Closed)
+    }
+
+    async fn look<T>(
+        &self,
+        look: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> Look,
+    ) -> Result<T, BrokerError> {
+        let (done, told) = oneshot::channel();
+        self.send(Command::Look(look(done))).await?;
+        told.await.unwrap_or(Err(BrokerError::Closed))
     }
 
     async fn write(&self, change: Change) -> Result<(), BrokerError> {

@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use super::event::{End, Event, LinkId, Observer};
 use super::queue::{Held, Holder, Queue, Stored};
-use super::{BrokerError, Message, Pull, QueueOptions, QueueStatus, Verdict};
+use super::{BrokerError, Message, Pull, QueueOptions, Verdict};
 use crate::broker::QueueNames;
-use crate::job::attribute::DEAD_REASON;
+use crate::job::attribute;
 
 #[derive(Default)]
 pub(super) struct Store {
-    queues: BTreeMap<String, Queue>,
-    leases: BTreeMap<u64, Held>,
+    pub(super) queues: BTreeMap<String, Queue>,
+    pub(super) leases: BTreeMap<u64, Held>,
     /// The leases by the time at which they are looked at next.
     due: BTreeSet<(Instant, u64)>,
     links: BTreeMap<LinkId, LinkState>,
@@ -154,19 +154,6 @@ impl Store {
         Ok(queue)
     }
 
-    pub(super) fn status(&mut self, name: &str, now: Instant) -> Result<QueueStatus, BrokerError> {
-        self.queue(name, now)?;
-        let queue = &self.queues[name];
-        let leased = queue.leased.iter().map(|token| &self.leases[token].stored);
-        let all = queue.ready.values().chain(queue.delayed.values()).chain(leased);
-        Ok(QueueStatus {
-            waiting: Some(queue.ready.len() as u64),
-            leased: Some(queue.leased.len() as u64),
-            delayed: Some(queue.delayed.len() as u64),
-            oldest: all.map(|stored| stored.published).min().map(|published| now - published),
-        })
-    }
-
     /// Publishes all messages or none; returns their places.
     pub(super) fn publish(
         &mut self,
@@ -260,7 +247,12 @@ impl Store {
         if let Verdict::DeadLetter(reason) = &verdict {
             let (link, dead) = (held.link, QueueNames::new(&*held.queue).dead());
             let mut message = held.stored.message.clone();
-            message.attributes.insert(DEAD_REASON.to_owned(), reason.clone());
+            // No time of death: these queues know no calendar.
+            message.attributes.extend([
+                (attribute::DEAD_REASON.to_owned(), reason.clone()),
+                (attribute::DEAD_QUEUE.to_owned(), held.queue.clone()),
+                (attribute::DEAD_ATTEMPT.to_owned(), held.stored.attempt.to_string()),
+            ]);
             self.declare(&dead, QueueOptions::default(), now);
             self.publish(link, &dead, vec![message], now)?;
         }

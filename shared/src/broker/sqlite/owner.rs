@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::super::{
-    BrokerError, ConsumeOptions, Delivery, Lease, Message, Pull, QueueOptions, QueueStatus, Settlement, Verdict,
+    BrokerError, Browsed, ConsumeOptions, Delivery, Lease, Message, Page, Pull, QueueOptions, QueueStatus, Settlement,
+    Sighting, Verdict,
 };
 use super::bell::Bell;
 use super::clock;
@@ -36,13 +37,23 @@ const FOREVER: Duration = Duration::from_secs(3600);
 pub(super) enum Command {
     /// A change, answered once it is durable.
     Write(Write),
-    /// A look at one queue.
-    Status { queue: String, done: oneshot::Sender<Result<QueueStatus, BrokerError>> },
+    /// A look that changes nothing.
+    Look(Look),
     /// A consumer waits for deliveries.
     Receive(Waiting),
     /// No more of anything.
     Close,
 }
+
+/// A look at what is there, and who waits to be told.
+pub(super) enum Look {
+    Status { queue: String, done: Told<QueueStatus> },
+    Browse { queue: String, page: Page, done: Told<Vec<Browsed>> },
+    Queues { prefix: String, done: Told<Vec<String>> },
+    Workers { queue: String, done: Told<Vec<Sighting>> },
+}
+
+type Told<T> = oneshot::Sender<Result<T, BrokerError>>;
 
 /// A change and who waits for it.
 pub(super) struct Write {
@@ -56,6 +67,7 @@ pub(super) enum Change {
     Remove(String),
     Subscribe(String),
     Publish(String, Vec<Message>),
+    Report { queue: String, worker: String, about: Option<String> },
 }
 
 /// A consumer that waits for deliveries.
@@ -230,11 +242,21 @@ impl Owner {
             Command::Write(write) => self.batch.push(write),
             Command::Receive(waiting) => self.waiting.push_back(waiting),
             Command::Close => self.closing = true,
-            Command::Status { queue, done } => {
-                let status = self.store.status(&queue, clock::now_ms());
-                let _ = done.send(status.map_err(|fault| self.explain(fault)));
-            }
+            Command::Look(look) => self.answer(look, clock::now_ms()),
         }
+    }
+
+    fn answer(&self, look: Look, now: i64) {
+        match look {
+            Look::Status { queue, done } => self.tell_seen(self.store.status(&queue, now), done),
+            Look::Browse { queue, page, done } => self.tell_seen(self.store.browse(&queue, page, now), done),
+            Look::Queues { prefix, done } => self.tell_seen(self.store.queues(&prefix), done),
+            Look::Workers { queue, done } => self.tell_seen(self.store.workers(&queue, now), done),
+        }
+    }
+
+    fn tell_seen<T>(&self, seen: Result<T, Fault>, done: Told<T>) {
+        let _ = done.send(seen.map_err(|fault| self.explain(fault)));
     }
 
     /// Runs transactions until nothing more can be done for anybody.
@@ -333,6 +355,7 @@ impl Owner {
             Change::Remove(queue) => self.store.remove(queue),
             Change::Subscribe(queue) => self.store.subscribe(queue),
             Change::Publish(queue, messages) => self.store.publish(queue, messages, now),
+            Change::Report { queue, worker, about } => self.store.report(queue, worker, about.as_deref(), now),
         }
     }
 
@@ -465,7 +488,7 @@ fn rings(batch: &Batch, done: &Done) -> bool {
     let news = |change: &Change| match change {
         Change::Publish(_, messages) => !messages.is_empty(),
         Change::Remove(_) => true,
-        Change::Declare(..) | Change::Subscribe(_) => false,
+        Change::Declare(..) | Change::Subscribe(_) | Change::Report { .. } => false,
     };
     let written = batch.writes.iter().zip(&done.writes).any(|(write, result)| result.is_ok() && news(&write.change));
     let settled = batch.settlements.iter().zip(&done.settlements);

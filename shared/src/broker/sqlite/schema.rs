@@ -14,10 +14,13 @@ use super::clock;
 
 /// `iqdb`: marks the file as ours in its header.
 const APPLICATION_ID: i32 = 0x6971_6462;
-/// The layout below.
-const VERSION: i32 = 1;
+/// The layout that [`LAYOUTS`] leads to.
+const VERSION: i32 = LAYOUTS.len() as i32;
 /// Waits for another process's write lock, each of a millisecond or so, before giving up.
 const BUSY_WAITS_MAX: i32 = 30_000;
+
+/// Each step from one layout to the next, the first from an empty file. A step that has been released stays as it is.
+const LAYOUTS: [&str; 2] = [TABLES, WORKERS];
 
 /// - `messages`: what was published, by the order of commits, whatever queue it is in.
 /// - `entries`: where each message stands. Ready if `visible_at` (boot clock, ms) is not in the future. A lease is a
@@ -39,9 +42,18 @@ CREATE TABLE entries (
   PRIMARY KEY (queue, visible_at, id)) STRICT, WITHOUT ROWID;
 ";
 
+/// What workers say of themselves; `seen_at` is boot clock, ms.
+const WORKERS: &str = "
+CREATE TABLE workers (
+  id TEXT PRIMARY KEY, queue TEXT NOT NULL, about TEXT NOT NULL, seen_at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+";
+
 /// After a reboot every lease's holder is gone and the clock begins anew: everything is visible, in the order of
-/// publishing, and what was leased has spent an attempt.
-const AFTER_REBOOT: &str = "UPDATE entries SET visible_at = 0, place = 0, attempt = attempt + (token <> 0), token = 0";
+/// publishing, and what was leased has spent an attempt. No worker is left.
+const AFTER_REBOOT: &str = "
+UPDATE entries SET visible_at = 0, place = 0, attempt = attempt + (token <> 0), token = 0;
+DELETE FROM workers;
+";
 
 /// Opens the queue in `path`, making it if there is none.
 ///
@@ -86,7 +98,7 @@ fn check_owner(db: &Connection, path: &Path) -> Result<(), BrokerError> {
     let read = || Ok((number("application_id")?, number("user_version")?, tables()?));
     let path_shown = path.display();
     match read().map_err(|error| explain(path, &error))? {
-        (0, 0, 0) | (APPLICATION_ID, VERSION, _) => Ok(()),
+        (0, 0, 0) | (APPLICATION_ID, 1..=VERSION, _) => Ok(()),
         (APPLICATION_ID, version, _) => Err(BrokerError::Refused(format!(
             "the queue {path_shown} has layout {version}, this build knows layout {VERSION}; use the newer inferq that made \
              it, or another file"
@@ -122,14 +134,17 @@ fn settle_in(db: &Connection) -> rusqlite::Result<()> {
 
 fn migrate(db: &Connection) -> rusqlite::Result<()> {
     // Another process may have made the tables since they were looked for.
-    if db.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))? == 0 {
-        db.execute_batch(TABLES)?;
+    let version = db.pragma_query_value(None, "user_version", |row| row.get::<_, usize>(0))?;
+    for step in LAYOUTS.iter().skip(version) {
+        db.execute_batch(step)?;
+    }
+    if version < LAYOUTS.len() {
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
         db.pragma_update(None, "user_version", VERSION)?;
     }
     let boot = clock::boot_id();
     if db.query_row("SELECT boot FROM meta", (), |row| row.get::<_, String>(0))? != boot {
-        db.execute(AFTER_REBOOT, ())?;
+        db.execute_batch(AFTER_REBOOT)?;
         db.execute("UPDATE meta SET boot = ?1", [&boot])?;
     }
     Ok(())

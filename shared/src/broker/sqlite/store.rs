@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::super::{BrokerError, Message, Pull, QueueNames, QueueOptions, QueueStatus, Verdict};
+use super::super::{BrokerError, Message, Pull, QueueNames, QueueOptions, Verdict};
 use super::{clock, packed, schema};
 use crate::job::attribute;
 
@@ -47,7 +47,7 @@ impl From<rusqlite::Error> for Fault {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Queue {
     pub(super) id: i64,
-    messages: i64,
+    pub(super) messages: i64,
     messages_max: Option<i64>,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Claimed {
 
 /// The queue's file, open.
 pub(super) struct Store {
-    db: Connection,
+    pub(super) db: Connection,
     path: PathBuf,
     /// What the transaction has added to each queue's count.
     added: BTreeMap<i64, i64>,
@@ -140,7 +140,7 @@ impl Store {
     }
 
     /// The queue of this name.
-    fn queue(&self, name: &str) -> Result<Queue, Fault> {
+    pub(super) fn queue(&self, name: &str) -> Result<Queue, Fault> {
         let queue = |row: &Row<'_>| Ok(Queue { id: row.get(0)?, messages: row.get(1)?, messages_max: row.get(2)? });
         self.db
             .prepare_cached("SELECT id, messages, messages_max FROM queues WHERE name = ?1")?
@@ -369,33 +369,6 @@ impl Store {
             .execute((from.id, packed::pack(&attributes)))?;
         Ok(())
     }
-
-    /// What is in a queue. Looks at each of its entries for the oldest: some tens of milliseconds a million.
-    pub(super) fn status(&self, name: &str, now: i64) -> Result<QueueStatus, Fault> {
-        let queue = self.queue(name)?;
-        let (leased, delayed): (u64, u64) = self
-            .db
-            .prepare_cached(
-                "SELECT count(*) FILTER (WHERE token <> 0), count(*) FILTER (WHERE token = 0)
-                 FROM entries WHERE queue = ?1 AND visible_at > ?2",
-            )?
-            .query_row((queue.id, now), |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
-        let oldest: Option<i64> = self
-            .db
-            .prepare_cached(
-                "SELECT published_at FROM messages WHERE id = (SELECT min(id) FROM entries WHERE queue = ?1)",
-            )?
-            .query_row([queue.id], |row| row.get(0))
-            .optional()?;
-        let age =
-            |published_at: i64| Duration::from_millis(clock::wall_ms().saturating_sub(published_at).max(0) as u64);
-        Ok(QueueStatus {
-            waiting: Some((queue.messages as u64).saturating_sub(leased + delayed)),
-            leased: Some(leased),
-            delayed: Some(delayed),
-            oldest: oldest.map(age),
-        })
-    }
 }
 
 fn check_size(bytes: usize) -> Result<(), Fault> {
@@ -423,7 +396,7 @@ fn read_entry(queue: i64, row: &Row<'_>) -> rusqlite::Result<(Standing, Message)
     Ok((standing, Message { body, attributes: read_attributes(row, 5)? }))
 }
 
-fn read_attributes(row: &Row<'_>, column: usize) -> rusqlite::Result<super::super::Attributes> {
+pub(super) fn read_attributes(row: &Row<'_>, column: usize) -> rusqlite::Result<super::super::Attributes> {
     let bytes = row.get_ref(column)?.as_blob()?;
     packed::unpack(bytes).ok_or_else(|| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, "damaged attributes".into())
