@@ -15,7 +15,7 @@ use crate::assemble::{Open, Run, Signature};
 use crate::batch::{Batch, BatchLimits, Batcher, JobKey};
 use crate::clock::Clock;
 use crate::health::Health;
-use crate::in_flight::InFlight;
+use crate::in_flight::{InFlight, Speed};
 use crate::pulse::Pulse;
 use crate::receive::Mode;
 use crate::replica::Ran;
@@ -266,8 +266,10 @@ impl Desk {
                     }
                 }
                 telemetry::batch_ran(ran.batch.real_tokens(), ran.took);
-                self.rate.add(ran.batch.real_tokens(), ran.took);
-                stage.in_flight.set_tokens_max(self.tokens_max(stage));
+                self.rate.add(&ran.batch, ran.took);
+                let speed = self.rate.speed(self.lanes.len());
+                stage.in_flight.set_speed(speed);
+                stage.in_flight.set_tokens_max(tokens_max(speed, stage.drain_limit));
                 Ok(())
             }
             Err(reason) => {
@@ -310,12 +312,6 @@ impl Desk {
         }
     }
 
-    /// What the drain limit can finish, at half of the measured rate to be safe.
-    fn tokens_max(&self, stage: &Dispatch) -> usize {
-        let tokens = self.rate.tokens_a_second() * self.lanes.len() as f64 * stage.drain_limit.as_secs_f64() / 2.0;
-        tokens as usize
-    }
-
     fn wake_at(&self) -> Option<Instant> {
         let batch = self.free_lane().and_then(|_| self.batcher.wake_at());
         batch.into_iter().chain(self.batcher.expires_at()).min()
@@ -339,21 +335,31 @@ impl Lane {
     }
 }
 
-/// Tokens a second of one replica, over about the last ten batches.
+/// What the drain limit can finish, at half of the measured speed to be safe.
+fn tokens_max(speed: Speed, drain_limit: Duration) -> usize {
+    (speed.tokens * drain_limit.as_secs_f64() / 2.0) as usize
+}
+
+/// What one replica computes and how long it takes, over about the last ten batches.
 #[derive(Debug, Clone, Copy, Default)]
 struct Rate {
     tokens: f64,
+    items: f64,
     seconds: f64,
 }
 
 impl Rate {
-    fn add(&mut self, tokens: usize, took: Duration) {
-        self.tokens = self.tokens * 0.9 + tokens as f64;
+    fn add(&mut self, batch: &Batch, took: Duration) {
+        let items: usize = batch.rows().iter().map(|row| row.members.len()).sum();
+        self.tokens = self.tokens * 0.9 + batch.real_tokens() as f64;
+        self.items = self.items * 0.9 + items as f64;
         self.seconds = self.seconds * 0.9 + took.as_secs_f64();
     }
 
-    fn tokens_a_second(&self) -> f64 {
-        self.tokens / self.seconds.max(1e-9)
+    /// Of so many replicas.
+    fn speed(&self, replicas: usize) -> Speed {
+        let a_second = |number: f64| number * replicas as f64 / self.seconds.max(1e-9);
+        Speed { tokens: a_second(self.tokens), items: a_second(self.items) }
     }
 }
 

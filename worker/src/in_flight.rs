@@ -1,4 +1,5 @@
-//! What the worker holds: jobs, bytes and tokens between receive and settle, and the bounds on each.
+//! What the worker holds: jobs, bytes and tokens between receive and settle, the bounds on each, and the speed that the
+//! bound on tokens follows from.
 //!
 //! In: a [`Hold`] a job, made at receive and dropped when its lease has been settled. Out: room for the next pull. It
 //! never drops or delays a job by itself.
@@ -32,10 +33,20 @@ pub struct Counts {
     pub tokens: usize,
 }
 
+/// How fast the worker computes while it is busy: all replicas together, over the last batches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Tokens a second, without padding.
+    pub tokens: f64,
+    /// Items a second.
+    pub items: f64,
+}
+
 /// The shared account. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight {
     counts: Arc<watch::Sender<Counts>>,
+    speed: Arc<watch::Sender<Option<Speed>>>,
     bounds: Bounds,
     tokens_max: Arc<AtomicUsize>,
 }
@@ -57,7 +68,13 @@ impl InFlight {
     /// An empty account with these bounds.
     pub fn new(bounds: Bounds) -> Self {
         let (counts, _) = watch::channel(Counts::default());
-        Self { counts: Arc::new(counts), bounds, tokens_max: Arc::new(AtomicUsize::new(bounds.tokens)) }
+        let (speed, _) = watch::channel(None);
+        Self {
+            counts: Arc::new(counts),
+            speed: Arc::new(speed),
+            bounds,
+            tokens_max: Arc::new(AtomicUsize::new(bounds.tokens)),
+        }
     }
 
     /// Enters a job whose body has so many bytes.
@@ -79,6 +96,16 @@ impl InFlight {
     /// The bound on tokens that holds now.
     pub fn tokens_max(&self) -> usize {
         self.tokens_max.load(Ordering::Relaxed)
+    }
+
+    /// How fast it went lately; `None` before the first batch.
+    pub fn speed(&self) -> Option<Speed> {
+        *self.speed.borrow()
+    }
+
+    /// Notes how fast it goes.
+    pub fn set_speed(&self, speed: Speed) {
+        self.speed.send_replace(Some(speed));
     }
 
     /// Sets the bound on tokens to what the drain limit can finish.

@@ -18,6 +18,7 @@ use crate::config::{Config, ModelSource};
 use crate::dispatch::DeviceLost;
 use crate::engine::{Engine, EngineError, Loaded, burn, echo};
 use crate::health::{Health, State};
+use crate::herald::Herald;
 use crate::in_flight::InFlight;
 use crate::offload::Offload;
 use crate::pipeline::{self, Parts, PipelineError};
@@ -114,6 +115,7 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     let in_flight = InFlight::new(config.settings.bounds);
     health.ready(in_flight.clone());
     tracing::info!(queue = %config.queue, "ready");
+    let herald = Herald::new(broker, &config, &loaded.info, &health, &in_flight);
     let parts = Parts {
         settings: config.settings,
         consumer,
@@ -128,8 +130,14 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
         offload: Offload::Threads,
         clock: Clock::real(),
     };
-    let ended = pipeline::run(parts, stop).await;
+    // Beside the line, in no task of its own: it lasts as long as the line.
+    let ended = tokio::select! {
+        biased;
+        ended = pipeline::run(parts, stop) => ended,
+        never = herald.report() => match never {},
+    };
     health.stopped();
+    herald.retire().await;
     Ok(ended?)
 }
 
