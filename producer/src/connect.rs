@@ -67,11 +67,22 @@ pub fn this_command() -> String {
 /// # Errors
 /// When stdout is closed or full.
 pub fn print(text: &str) -> Result<(), Error> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print`], for what need not be text.
+///
+/// # Errors
+/// When stdout is closed or full.
+pub fn print_bytes(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .map_err(|error| Error::io("can't write to stdout", error))
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Error::io("can't write to stdout", error))
+}
+
+/// Says something beside the data, on stderr.
+pub fn say(line: &str) {
+    // Who has closed stderr does not want to know.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 #[cfg(test)]

@@ -73,4 +73,79 @@ output. After a crash or Ctrl-C the same command goes on.";
 pub const STATUS: &str = "\
 Examples:
   inferq status --queue sqlite:///var/lib/inferq/queue.db --watch
-  inferq status --queue sqlite:///var/lib/inferq/queue.db --json | jq '.queues[0].waiting'";
+  inferq status --queue sqlite:///var/lib/inferq/queue.db --json | jq '.queues[0].waiting, .work.seconds'
+
+tokens/s and items/s are what a worker computes while it is busy, by its last batches. The work waiting is
+the tokens of the waiting jobs over the tokens/s of the workers that take jobs. A worker that has not been
+heard of for a minute is gone. docs/operations.md describes the fields of --json.";
+
+/// Ends `inferq dead --help`.
+pub const DEAD: &str = "\
+Examples:
+  inferq dead list    --queue sqlite:///var/lib/inferq/queue.db
+  inferq dead show    --queue sqlite:///var/lib/inferq/queue.db KEY
+  inferq dead redrive --queue sqlite:///var/lib/inferq/queue.db --reason reply_undeliverable";
+
+/// Ends `inferq dead list --help`.
+pub const DEAD_LIST: &str = "\
+Examples:
+  inferq dead list --queue sqlite:///var/lib/inferq/queue.db --reason malformed --newer-than 2h
+  inferq dead list --queue sqlite:///var/lib/inferq/queue.db --json | jq -r .key
+
+A key names a letter that has no id, or shares one. Nothing is leased or changed.";
+
+/// Ends `inferq dead show --help`.
+pub const DEAD_SHOW: &str = "\
+Examples:
+  inferq dead show --queue sqlite:///var/lib/inferq/queue.db 3f9a01bc22de
+  inferq dead show --queue sqlite:///var/lib/inferq/queue.db --raw job-1 > job-1.json
+
+What could act on the terminal is written as an escape, except with --raw.";
+
+/// Ends `inferq dead redrive --help`.
+pub const DEAD_REDRIVE: &str = "\
+Examples:
+  inferq dead redrive --queue sqlite:///var/lib/inferq/queue.db --reason no_worker --dry-run
+  inferq dead redrive --queue sqlite:///var/lib/inferq/queue.db --id job-1
+
+Each goes to the queue that it comes from, as if published now. It leaves the dead letters only when that is
+confirmed: a crash in between may double a job, never lose one.";
+
+/// Ends `inferq dead purge --help`.
+pub const DEAD_PURGE: &str = "\
+Examples:
+  inferq dead purge --queue sqlite:///var/lib/inferq/queue.db --reason malformed --older-than 7d
+  inferq dead purge --queue sqlite:///var/lib/inferq/queue.db --id 3f9a01bc22de --yes
+
+It says how many are meant and asks. No more are deleted than it has named.";
+
+/// Ends `inferq explain --help`.
+pub const EXPLAIN: &str = "\
+Examples:
+  inferq explain --ledger texts.jsonl.ledger.db doc-17
+  inferq explain --queue sqlite:///var/lib/inferq/queue.db --logs worker-*.log -- s0123456789ab-000042
+
+An item's own id is found only with the ledger. Queues are read through, page by page: a second or so for a
+million messages. What could not be looked at is said at the end. Exit code 1: nothing is known of it.";
+
+/// Ends `inferq bench --help`.
+pub const BENCH: &str = "\
+Examples:
+  inferq bench --queue sqlite:///var/lib/inferq/queue.db --rate 200 --duration-s 60 --items-per-job 1
+  inferq bench --queue sqlite:queue.db --rate 20 --text-tokens 8-64 --json load.json --svg load.svg
+
+Jobs come at random instants, whether or not earlier ones are answered; a latency counts from the instant at
+which the job was due, so it holds the wait that a stall causes. Exit code 2: some jobs have no good answer.";
+
+/// Ends `inferq completions --help`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  inferq completions bash > /etc/bash_completion.d/inferq
+  inferq completions zsh > ~/.zfunc/_inferq
+  inferq completions fish --program inferq-worker > ~/.config/fish/completions/inferq-worker.fish";
+
+/// Ends `inferq man --help`.
+pub const MAN: &str = "\
+Examples:
+  inferq man | man -l -
+  inferq man /usr/local/share/man/man1";

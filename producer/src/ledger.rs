@@ -21,6 +21,8 @@ mod confirmed;
 mod own_ids;
 mod replies;
 
+pub mod lookup;
+
 /// Marks a sqlite file as a ledger: "iqld".
 const APPLICATION_ID: i32 = 0x6971_6c64;
 /// The version of the tables below.

@@ -32,6 +32,9 @@ pub enum Error {
     /// Replies are missing after the time given.
     #[error("{0}")]
     TimedOut(String),
+    /// What was asked about is not there.
+    #[error("{0}")]
+    NotFound(String),
     /// The broker did not do its part.
     #[error("{queue}: {error}")]
     Broker {
@@ -79,7 +82,7 @@ impl Error {
             Self::Broker { error: BrokerError::UnknownQueue(_) | BrokerError::Refused(_), .. } => 64,
             Self::TimedOut(_) => 75,
             Self::Worker(error) => error.exit_code(),
-            Self::Interrupted(_) | Self::Broker { .. } | Self::Source(_) | Self::Io { .. } => 1,
+            Self::Interrupted(_) | Self::NotFound(_) | Self::Broker { .. } | Self::Source(_) | Self::Io { .. } => 1,
         }
     }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::connect::say;
+
 /// How much is done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -48,9 +50,8 @@ impl Total {
 
 /// Shows progress. Shared by the tasks of one command.
 pub struct Progress {
+    noun: &'static str,
     bar: Option<ProgressBar>,
-    /// What is done to items, where it is not the work itself.
-    done: &'static str,
     state: Mutex<State>,
 }
 
@@ -65,20 +66,20 @@ struct State {
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// Starts with nothing known.
+    /// Of items; starts with nothing known.
     pub fn new() -> Self {
-        Self::of("")
+        Self::of("items")
     }
 
-    /// The same for work that comes before the work itself: `done` is what it does to items, like `checked`.
-    pub fn of(done: &'static str) -> Self {
+    /// Of whatever `noun` says; starts with nothing known.
+    pub fn of(noun: &'static str) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
         let state = State { done: Tally::default(), total: Total::Unknown, since: None, line_at: Instant::now() };
-        Self { bar, done, state: Mutex::new(state) }
+        Self { noun, bar, state: Mutex::new(state) }
     }
 
     /// Says how much there is to do.
@@ -98,10 +99,7 @@ impl Progress {
         let mut state = self.state.lock().expect("drawing progress does not panic");
         let (since, before) = *state.since.get_or_insert((now, done));
         state.done = done;
-        let line = || {
-            let line = describe(before, done, state.total, now - since);
-            if self.done.is_empty() { line } else { format!("{}: {line}", self.done) }
-        };
+        let line = || describe(self.noun, (before, done), state.total, now - since);
         if let Some(bar) = &self.bar {
             if let Some(items) = state.total.items() {
                 bar.set_length(items);
@@ -109,7 +107,7 @@ impl Progress {
             bar.set_position(done.items);
             bar.set_message(line());
         } else if now - state.line_at >= LINE_EVERY {
-            eprintln!("{}", line());
+            say(&line());
             state.line_at = now;
         }
     }
@@ -117,8 +115,8 @@ impl Progress {
     /// Says something beside the bar, once.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
@@ -143,11 +141,11 @@ impl Drop for Progress {
 }
 
 /// `done` of `total`, with the rates since `before`, which was `elapsed` ago.
-pub fn describe(before: Tally, done: Tally, total: Total, elapsed: Duration) -> String {
+pub fn describe(noun: &str, (before, done): (Tally, Tally), total: Total, elapsed: Duration) -> String {
     let mut text = match total {
-        Total::Unknown => format!("{} items", grouped(done.items)),
-        Total::About(total) => format!("{} of about {} items", grouped(done.items), grouped(total)),
-        Total::Exactly(total) => format!("{} of {} items", grouped(done.items), grouped(total)),
+        Total::Unknown => format!("{} {noun}", grouped(done.items)),
+        Total::About(total) => format!("{} of about {} {noun}", grouped(done.items), grouped(total)),
+        Total::Exactly(total) => format!("{} of {} {noun}", grouped(done.items), grouped(total)),
     };
     let seconds = elapsed.as_secs_f64();
     let items = done.items.saturating_sub(before.items);
@@ -155,7 +153,7 @@ pub fn describe(before: Tally, done: Tally, total: Total, elapsed: Duration) -> 
         return text;
     }
     let rate = items as f64 / seconds;
-    text += &format!(", {} items/s", grouped(rate.round() as u64));
+    text += &format!(", {} {noun}/s", grouped(rate.round() as u64));
     if let Some(tokens) = done.tokens.checked_sub(before.tokens).filter(|tokens| *tokens > 0) {
         text += &format!(", {} tokens/s", grouped((tokens as f64 / seconds).round() as u64));
     }
@@ -191,9 +189,9 @@ mod tests {
     fn rates_count_from_where_this_process_began() {
         let before = Tally { items: 10_000, tokens: 0 };
         let done = Tally { items: 12_000, tokens: 50_000 };
-        let text = describe(before, done, Total::Exactly(20_000), Duration::from_secs(2));
+        let text = describe("items", (before, done), Total::Exactly(20_000), Duration::from_secs(2));
         assert_eq!(text, "12,000 of 20,000 items, 1,000 items/s, 25,000 tokens/s, 8 s left");
-        assert_eq!(describe(done, done, Total::Unknown, Duration::from_secs(2)), "12,000 items");
+        assert_eq!(describe("items", (done, done), Total::Unknown, Duration::from_secs(2)), "12,000 items");
     }
 
     #[test]

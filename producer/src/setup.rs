@@ -7,6 +7,7 @@ use inferq_shared::broker::BrokerUrl;
 
 use crate::connect::{connect, failed, print};
 use crate::outcome::{Error, Outcome};
+use crate::paint::Paint;
 use crate::status::{read, table};
 
 /// The flags of `inferq setup`.
@@ -21,11 +22,11 @@ pub struct Args {
 ///
 /// # Errors
 /// When the broker refuses or can't be reached.
-pub async fn setup(args: Args) -> Result<Outcome, Error> {
+pub async fn setup(args: Args, paint: Paint) -> Result<Outcome, Error> {
     let broker = connect(&args.queue).await?;
     broker.setup(&args.queue.queues).await.map_err(|error| failed(&args.queue, error))?;
     let status = read(&broker, &args.queue).await?;
     broker.close().await;
-    print(&format!("ready at {}\n{}", args.queue, table(&status)))?;
+    print(&format!("ready at {}\n{}", args.queue, table(&status, paint)))?;
     Ok(Outcome::Done)
 }

@@ -1,17 +1,27 @@
-//! `inferq status`: what waits, is leased, delayed, dead and answered on one jobs queue.
+//! `inferq status`: what waits, is leased, delayed, dead and answered on one jobs queue, and who works on it.
 //!
-//! In: a queue's address. Out: a table, or one JSON object a reading, on stdout. It changes nothing.
+//! In: a queue's address. Out: tables, or one JSON object a reading, on stdout. It changes nothing.
 
+use std::io::{IsTerminal, stdout};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use inferq_shared::broker::{Broker, BrokerUrl, QueueStatus};
+use inferq_shared::broker::{Bodies, Broker, BrokerError, BrokerUrl, Cursor, Page, QueueStatus, Standing};
+use inferq_shared::job::attribute;
+use inferq_shared::presence::Presence;
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use self::work::{Sample, Work};
 use crate::connect::{connect, failed, print};
 use crate::outcome::{Error, Outcome};
+use crate::paint::Paint;
 use crate::progress::{duration, grouped};
+use crate::shown;
+
+pub mod work;
 
 /// The flags of `inferq status`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +32,7 @@ pub struct Args {
     /// Write JSON: one object, with null for what the broker can't tell.
     #[arg(long)]
     json: bool,
-    /// Read again and again, until a signal comes.
+    /// Read again and again, until a signal comes: in place on a terminal, else one reading after the other.
     #[arg(long)]
     watch: bool,
     /// Seconds between two readings of --watch.
@@ -48,21 +58,63 @@ pub struct Reading {
     pub oldest_s: Option<f64>,
 }
 
+/// The routes of all submissions together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Routes {
+    /// How many there are.
+    pub count: usize,
+    /// What is in them.
+    #[serde(flatten)]
+    pub reading: Reading,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Worker {
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub presence: Presence,
+    /// How long ago it said so, in seconds.
+    pub seen_s: f64,
+}
+
+/// All of one reading; documented in docs/operations.md.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Overview {
+    /// The queue's address.
+    pub queue: String,
+    /// Jobs, dead letters, default results.
+    pub queues: Vec<Reading>,
+    /// The submissions' routes; absent where queues can't be listed.
+    pub routes: Option<Routes>,
+    /// Who works on the jobs; absent where workers leave no word.
+    pub workers: Option<Vec<Worker>>,
+    /// What waits, measured in work.
+    pub work: Work,
+}
+
+/// Clears a terminal.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
 /// Runs `inferq status`.
 ///
 /// # Errors
 /// When a queue is absent or the broker can't be reached.
-pub async fn status(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
+pub async fn status(args: Args, paint: Paint, stop: CancellationToken) -> Result<Outcome, Error> {
     let broker = connect(&args.queue).await?;
     let mut ticks = interval(Duration::from_secs(args.interval_s));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let in_place = args.watch && !args.json && stdout().is_terminal();
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            biased;
             () = stop.cancelled() => break,
+            _ = ticks.tick() => {}
         }
-        let readings = read(&broker, &args.queue).await?;
-        print(&if args.json { json(&args.queue, &readings) } else { table(&readings) })?;
+        let overview = overview(&broker, &args.queue).await?;
+        let text = if args.json { json(&overview) } else { overview.table(Timestamp::now(), paint) };
+        let gap = if args.watch && !args.json { "\n" } else { "" };
+        print(&if in_place { format!("{CLEAR}{text}") } else { text + gap })?;
         if !args.watch {
             break;
         }
@@ -71,7 +123,28 @@ pub async fn status(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     Ok(Outcome::Done)
 }
 
-/// Reads the queues of `url`.
+fn json(overview: &Overview) -> String {
+    serde_json::to_string(overview).expect("an overview has only string keys") + "\n"
+}
+
+/// Reads everything about the queues of `url`.
+///
+/// # Errors
+/// When a queue is absent or the broker can't be reached.
+pub async fn overview(broker: &Broker, url: &BrokerUrl) -> Result<Overview, Error> {
+    let named = |error| failed(url, error);
+    let queues = read(broker, url).await?;
+    let routes = routes(broker, url).await.map_err(named)?;
+    let workers = workers(broker, &url.queues.jobs).await.map_err(named)?;
+    let sample = sample(broker, &url.queues.jobs).await.map_err(named)?;
+    let waiting = queues.first().and_then(|jobs| jobs.waiting);
+    let presences: Option<Vec<_>> =
+        workers.as_ref().map(|workers| workers.iter().map(|worker| worker.presence.clone()).collect());
+    let work = Work::estimate(waiting, sample, presences.as_deref());
+    Ok(Overview { queue: url.to_string(), queues, routes, workers, work })
+}
+
+/// Reads the three queues that belong to `url`.
 ///
 /// # Errors
 /// When a queue is absent or the broker can't be reached.
@@ -79,30 +152,134 @@ pub async fn read(broker: &Broker, url: &BrokerUrl) -> Result<Vec<Reading>, Erro
     let queues = [("jobs", url.queues.jobs.clone()), ("dead", url.queues.dead()), ("results", url.queues.results())];
     let mut readings = Vec::new();
     for (role, queue) in queues {
-        let QueueStatus { waiting, leased, delayed, oldest } =
-            broker.status(&queue).await.map_err(|error| failed(url, error))?;
-        let oldest_s = oldest.map(|age| age.as_secs_f64());
-        readings.push(Reading { role, queue, waiting, leased, delayed, oldest_s });
+        let status = broker.status(&queue).await.map_err(|error| failed(url, error))?;
+        readings.push(Reading::new(role, queue, status));
     }
     Ok(readings)
 }
 
-fn json(url: &BrokerUrl, readings: &[Reading]) -> String {
-    let json = serde_json::json!({"queue": url.to_string(), "queues": readings});
-    format!("{json}\n")
+impl Reading {
+    fn new(role: &'static str, queue: String, status: QueueStatus) -> Self {
+        let QueueStatus { waiting, leased, delayed, oldest } = status;
+        Self { role, queue, waiting, leased, delayed, oldest_s: oldest.map(|age| age.as_secs_f64()) }
+    }
+
+    fn add(&mut self, other: &QueueStatus) {
+        let sum = |one: &mut Option<u64>, other: Option<u64>| *one = one.zip(other).map(|(one, other)| one + other);
+        sum(&mut self.waiting, other.waiting);
+        sum(&mut self.leased, other.leased);
+        sum(&mut self.delayed, other.delayed);
+        let oldest = other.oldest.map(|age| age.as_secs_f64());
+        self.oldest_s = self.oldest_s.into_iter().chain(oldest).reduce(f64::max);
+    }
+}
+
+async fn routes(broker: &Broker, url: &BrokerUrl) -> Result<Option<Routes>, BrokerError> {
+    let prefix = url.queues.submission("");
+    let Some(names) = broker.queues(&prefix).await? else { return Ok(None) };
+    let zero = QueueStatus { waiting: Some(0), leased: Some(0), delayed: Some(0), oldest: None };
+    let mut reading = Reading::new("routes", format!("{prefix}*"), zero);
+    let mut count = 0;
+    for name in names.iter().filter(|name| !name.ends_with(".dead")) {
+        match broker.status(name).await {
+            Ok(status) => reading.add(&status),
+            // Collected since.
+            Err(BrokerError::UnknownQueue(_)) => continue,
+            Err(error) => return Err(error),
+        }
+        count += 1;
+    }
+    Ok(Some(Routes { count, reading }))
+}
+
+async fn workers(broker: &Broker, queue: &str) -> Result<Option<Vec<Worker>>, BrokerError> {
+    let Some(sightings) = broker.workers(queue).await? else { return Ok(None) };
+    let workers = sightings.into_iter().filter_map(|sighting| {
+        let seen_s = sighting.age.as_secs_f64();
+        Presence::decode(&sighting.about).map(|presence| Worker { presence, seen_s })
+    });
+    Ok(Some(workers.collect()))
+}
+
+/// Messages that stand for all.
+const SAMPLE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not 0");
+
+async fn sample(broker: &Broker, queue: &str) -> Result<Sample, BrokerError> {
+    let page = Page { after: Cursor::START, messages: SAMPLE, bytes: usize::MAX, bodies: Bodies::Absent };
+    let seen = broker.browse(queue, page).await?.unwrap_or_default();
+    let mut sample = Sample::default();
+    for browsed in seen.iter().filter(|browsed| browsed.standing == Standing::Waiting) {
+        let tokens = browsed.message.attributes.get(attribute::TOKENS).and_then(|tokens| tokens.parse::<u64>().ok());
+        sample.messages += 1;
+        sample.labelled += u64::from(tokens.is_some());
+        sample.tokens = sample.tokens.saturating_add(tokens.unwrap_or(0));
+    }
+    Ok(sample)
+}
+
+impl Overview {
+    /// For people.
+    pub fn table(&self, now: Timestamp, paint: Paint) -> String {
+        let mut readings = self.queues.clone();
+        readings.extend(self.routes.iter().map(|routes| routes.reading.clone()));
+        let mut text = table(&readings, paint);
+        match self.workers.as_deref() {
+            None => text += "\nworkers: this broker keeps no word of them\n",
+            Some([]) => text += &format!("\n{}\n", paint.bad("no worker is there")),
+            Some(workers) => text += &format!("\n{}", worker_table(workers, now, paint)),
+        }
+        format!("{text}\n{}\n", self.work.sentence())
+    }
 }
 
 /// The readings as a table for people.
-pub fn table(readings: &[Reading]) -> String {
+pub fn table(readings: &[Reading], paint: Paint) -> String {
     let number = |number: Option<u64>| number.map_or("-".to_owned(), grouped);
     let age = |age: Option<f64>| age.map_or("-".to_owned(), |age| duration(Duration::from_secs_f64(age.max(0.0))));
     let width = readings.iter().map(|reading| reading.queue.len()).max().unwrap_or(0).max("queue".len());
-    let mut text =
-        format!("{:width$} {:>12} {:>12} {:>12} {:>14}\n", "queue", "waiting", "leased", "delayed", "oldest");
+    let heading = format!("{:width$} {:>12} {:>12} {:>12} {:>14}", "queue", "waiting", "leased", "delayed", "oldest");
+    let mut text = paint.heading(&heading) + "\n";
     for reading in readings {
-        let Reading { queue, waiting, leased, delayed, oldest_s, .. } = reading;
-        let (waiting, leased, delayed) = (number(*waiting), number(*leased), number(*delayed));
-        text += &format!("{queue:width$} {waiting:>12} {leased:>12} {delayed:>12} {:>14}\n", age(*oldest_s));
+        let Reading { role, queue, waiting, leased, delayed, oldest_s } = reading;
+        let (shown, leased, delayed) = (number(*waiting), number(*leased), number(*delayed));
+        let line = format!("{queue:width$} {shown:>12} {leased:>12} {delayed:>12} {:>14}", age(*oldest_s));
+        let alarm = *role == "dead" && waiting.is_some_and(|waiting| waiting > 0);
+        text += &if alarm { paint.bad(&line) } else { line };
+        text.push('\n');
+    }
+    text
+}
+
+fn worker_table(workers: &[Worker], now: Timestamp, paint: Paint) -> String {
+    let name = |worker: &Worker| {
+        let process = worker.presence.process;
+        format!("{} ({process})", shown::line(worker.presence.name.as_bytes(), 40))
+    };
+    let width = workers.iter().map(|worker| name(worker).chars().count()).max().unwrap_or(0).max("worker".len());
+    let model = |worker: &Worker| shown::line(worker.presence.model.as_bytes(), 32);
+    let models = workers.iter().map(|worker| model(worker).chars().count()).max().unwrap_or(0).max("model".len());
+    let heading = format!(
+        "{:width$} {:10} {:models$} {:8} {:>10} {:>10} {:>6} {:>12} {:>10}",
+        "worker", "state", "model", "device", "tokens/s", "items/s", "jobs", "up", "heard"
+    );
+    let mut text = paint.heading(&heading) + "\n";
+    for worker in workers {
+        let Presence { state, device, tokens_per_s, items_per_s, jobs_in_flight, started_at_ms, .. } = &worker.presence;
+        let speed = |speed: Option<f64>| speed.map_or("-".to_owned(), |speed| grouped(speed.round() as u64));
+        let up = Duration::from_millis(u64::try_from(now.as_millisecond() - started_at_ms).unwrap_or(0));
+        let state = format!("{:10}", shown::line(state.as_bytes(), 10));
+        text += &format!(
+            "{:width$} {} {:models$} {:8} {:>10} {:>10} {:>6} {:>12} {:>10}\n",
+            name(worker),
+            if worker.presence.takes_jobs() { paint.good(&state) } else { paint.bad(&state) },
+            model(worker),
+            shown::line(device.as_bytes(), 8),
+            speed(*tokens_per_s),
+            speed(*items_per_s),
+            grouped(*jobs_in_flight),
+            duration(up),
+            format!("{:.0} s ago", worker.seen_s),
+        );
     }
     text
 }
@@ -110,6 +287,7 @@ pub fn table(readings: &[Reading]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paint::When;
 
     #[test]
     fn a_table_has_a_line_a_queue_and_a_dash_for_what_is_unknown() {
@@ -122,8 +300,21 @@ mod tests {
             delayed: Some(0),
             oldest_s: Some(61.5),
         };
-        let table = table(&[reading]);
+        let table = table(&[reading], Paint::new(When::Never));
         let words: Vec<_> = table.lines().nth(1).expect("a line").split_whitespace().collect();
         assert_eq!(words, ["jobs.results", "1,234", "-", "0", "1", "min", "1", "s"]);
+    }
+
+    #[test]
+    fn routes_add_up_and_what_one_can_not_tell_none_can() {
+        let status = |waiting, age: u64| QueueStatus {
+            waiting,
+            leased: Some(1),
+            delayed: None,
+            oldest: Some(Duration::from_secs(age)),
+        };
+        let mut sum = Reading::new("routes", "r".to_owned(), QueueStatus { delayed: Some(0), ..status(Some(2), 5) });
+        sum.add(&status(Some(3), 60));
+        assert_eq!((sum.waiting, sum.leased, sum.delayed, sum.oldest_s), (Some(5), Some(2), None, Some(60.0)));
     }
 }

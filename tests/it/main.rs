@@ -11,6 +11,7 @@ mod inputs;
 mod hard_places;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod operator;
 mod outputs;
 mod parity;
 mod processes;

@@ -403,7 +403,7 @@ fn what_can_not_be_used_is_one_line_and_exit_64() {
     }
     let unknown = inferq(&["submit", "--no-such-flag"]);
     assert_eq!(unknown.code, 64, "{}", unknown.stderr);
-    for command in ["run", "setup", "submit", "collect", "status"] {
+    for command in ["run", "setup", "submit", "collect", "status", "explain", "bench"] {
         let help = inferq(&[command, "--help"]);
         assert_eq!(help.code, 0);
         assert!(

@@ -69,11 +69,16 @@ const PURE: &[&str] = &[
     "shared/src/job",
     "shared/src/reply",
     "shared/src/backoff",
+    "shared/src/presence",
     "worker/src/batch",
     "producer/src/chunk",
     "producer/src/source/parse",
     "producer/src/pace",
     "producer/src/report",
+    "producer/src/shown",
+    "producer/src/bench/plot",
+    "producer/src/dead/letter",
+    "producer/src/status/work",
 ];
 
 const IMPURE: &[&str] = &[
@@ -216,6 +221,8 @@ fn every_rule_finds_what_it_looks_for() {
         ("shared/src/job.rs", "//! x\npub async fn a() {}"),
         ("worker/src/batch/turns.rs", "//! x\nlet now = Instant::now();"),
         ("producer/src/pace.rs", "//! x\nlet text = std::fs::read(path);"),
+        ("producer/src/report.rs", "//! x\nlet now = Instant::now();"),
+        ("producer/src/dead/letter.rs", "//! x\nlet now = Timestamp::now();"),
         ("tests/it/a.rs", "//! x\ntokio::time::sleep(d).await;"),
         ("tests/it/a.rs", "//! x\n#[ignore]\nfn a() {}"),
         ("shared/src/job/tests.rs", "//! x\n#[should_panic]\nfn a() {}"),

@@ -67,7 +67,7 @@ pub(super) fn look_through(
     stop: &CancellationToken,
     mut visit: impl FnMut(Entry),
 ) -> Result<(), Error> {
-    let progress = Progress::of("checked");
+    let progress = Progress::of("items checked");
     let mut entries = 0u64;
     while let Some(entry) = source.next_entry()? {
         if let Some(line) = check.see(&entry)? {
