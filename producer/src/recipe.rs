@@ -1,7 +1,7 @@
 //! What every job of a submission says besides its items, and how the input is read: the flags that `submit` and `run`
 //! share.
 //!
-//! In: flags. Out: a [`Recipe`] whose [`Recipe::message`] makes the same job from the same chunk every time, and the
+//! In: flags. Out: a [`Recipe`] whose [`Recipe::message_of`] makes the same job from the same chunk every time, and the
 //! parameters that the ledger compares. It reads no clock: the instant is an argument.
 
 use std::time::Duration;
