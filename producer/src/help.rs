@@ -125,7 +125,7 @@ Examples:
   inferq explain --ledger texts.jsonl.ledger.db doc-17
   inferq explain --queue sqlite:///var/lib/inferq/queue.db --logs worker-*.log -- s0123456789ab-000042
 
-An item's own id is found only with the ledger. Queues are read through, page by page: a second or so for a
+An item's own id is found only with the ledger. Queues are read through, page by page: some seconds for a
 million messages. What could not be looked at is said at the end. Exit code 1: nothing is known of it.";
 
 /// Ends `inferq bench --help`.

@@ -2,7 +2,7 @@
 //!
 //! In: a broker that can be looked at, the job's id. Out: a [`Place`] for each message about it: the job itself, its
 //! dead letter, replies that nobody has collected. It reads through whole queues, a page at a time: what is in memory is
-//! one page, what it takes is a second or so for a million messages.
+//! one page, what it takes is some seconds for a million messages.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
