@@ -88,9 +88,11 @@ bench-queue: tools ## the embedded queue's rates, and the worker's without a mod
 	"$(TARGET)/release/bench_worker" echo; \
 	"$(TARGET)/release/bench_worker" memory
 
-bench-producer: tools ## the producer's rates into the embedded queue, and its memory over 10,000,000 lines
+bench-producer: tools ## submit's and collect's rates on the embedded queue, and their memory over 10,000,000 lines
 	@$(CARGO) build --release --locked --workspace; \
-	"$(TARGET)/release/bench_producer" submit
+	"$(TARGET)/release/bench_producer" submit; \
+	"$(TARGET)/release/bench_collect" rate; \
+	"$(TARGET)/release/bench_collect" memory
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -51,6 +51,8 @@ pub struct Args {
 
 /// One pull brings no more than this: enough for a commit to be worth its sync.
 const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"), bytes: 16 << 20 };
+/// After a crash, replies that were on their way to the ledger are free again after so long.
+const LEASE: Duration = Duration::from_secs(5);
 /// Pulls that are decoded at once.
 const DECODING: usize = 2;
 /// Calls that fail before a wait is worth a line: some seconds.
@@ -241,7 +243,8 @@ impl Collector<'_> {
     async fn consumer(&self, stop: &CancellationToken) -> Result<impl Consumer + use<>, Error> {
         let mut retry = 0;
         loop {
-            match self.broker.consumer(&self.route.name, ConsumeOptions::new()).await {
+            let options = ConsumeOptions { lease: LEASE, ..ConsumeOptions::new() };
+            match self.broker.consumer(&self.route.name, options).await {
                 Err(error) if error.is_transient() && !stop.is_cancelled() => {
                     sleep(Backoff::BROKER.delay(retry, &mut rand::rng())).await;
                     retry += 1;

@@ -75,6 +75,7 @@ impl OutputArgs {
         let format = self.output_format.unwrap_or_else(|| self.output.format());
         self.check(format)?;
         self.output.check()?;
+        self.failures.iter().try_for_each(|path| Output::File(path.clone()).check())?;
         let whole = if self.follow { None } else { Some(Reserved::new(self.output.clone())?) };
         let failures = self.failures.clone().or_else(|| self.output.regular_file().map(failures_of));
         Ok(Target { output: self.output.clone(), format, encoding: self.encoding, failures, whole })
