@@ -239,13 +239,13 @@ impl Explanation {
 
 impl Published {
     fn new(ledger: &Path, found: Found) -> Self {
-        let Found { chunk, place, answered, item, bad } = found;
+        let Found { chunk, answered, item, bad } = found;
         let id = answered.ids.get(item.unwrap_or(0) as usize).cloned().flatten();
         let error = |index: u64| answered.bad.iter().find(|(at, ..)| *at == index).map(|(_, _, error)| error.clone());
         Self {
             ledger: ledger.display().to_string(),
             chunk,
-            place,
+            place: answered.place,
             first: answered.first,
             items: answered.items,
             item_id: id,

@@ -230,7 +230,7 @@ impl Recipe {
     }
 
     /// The job that carries `items`, as published at `now`.
-    fn message(&self, submission: &str, id: &JobId, items: Vec<Item>, now: Timestamp) -> Message {
+    pub fn message(&self, submission: &str, id: &JobId, items: Vec<Item>, now: Timestamp) -> Message {
         let attributes = self.attributes(submission, id, &items);
         let job = Job {
             id: id.clone(),

@@ -7,8 +7,8 @@ mod contract;
 mod documents;
 mod durability;
 mod faults;
-mod inputs;
 mod hard_places;
+mod inputs;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod operator;

@@ -24,15 +24,16 @@ async fn a_worker_killed_twenty_times_loses_nothing() {
         |path: &Path| WorkerProcess::start(path, &["--in-flight-jobs", "32", "--echo-batch-ms", "1", "--lease-s", "1"]);
     let mut worker = Some(start(&queue.path));
     let (mut kills, mut next) = (0, rng.random_range(1..=JOBS / KILLS));
-    let replies = queue.collect(JOBS, |answered| {
-        if answered >= next && kills < KILLS {
-            worker.take().expect("one worker runs at a time").kill();
-            worker = Some(start(&queue.path));
-            kills += 1;
-            next = answered + rng.random_range(1..=(JOBS - answered) / (KILLS + 1 - kills).max(2) + 1);
-        }
-    })
-    .await;
+    let replies = queue
+        .collect(JOBS, |answered| {
+            if answered >= next && kills < KILLS {
+                worker.take().expect("one worker runs at a time").kill();
+                worker = Some(start(&queue.path));
+                kills += 1;
+                next = answered + rng.random_range(1..=(JOBS - answered) / (KILLS + 1 - kills).max(2) + 1);
+            }
+        })
+        .await;
     assert_eq!(kills, KILLS);
     assert!(replies.values().all(|reply| reply.status == Status::Succeeded));
 }
@@ -155,16 +156,17 @@ async fn a_stopping_worker_gives_back_what_it_has_not_begun_and_spends_no_attemp
     slow.until_logged("ready");
     let mut stopped = Some(slow);
     let mut second = None;
-    let replies = queue.collect(500, |answered| {
-        if answered >= 8
-            && let Some(worker) = stopped.take()
-        {
-            worker.terminate();
-            assert_eq!(worker.wait().code(), Some(0));
-            second = Some(WorkerProcess::start(&queue.path, &[]));
-        }
-    })
-    .await;
+    let replies = queue
+        .collect(500, |answered| {
+            if answered >= 8
+                && let Some(worker) = stopped.take()
+            {
+                worker.terminate();
+                assert_eq!(worker.wait().code(), Some(0));
+                second = Some(WorkerProcess::start(&queue.path, &[]));
+            }
+        })
+        .await;
     assert!(second.is_some(), "the first worker was stopped in the middle");
     assert!(replies.values().all(|reply| reply.attempt == 1 && reply.status == Status::Succeeded));
 }

@@ -4,17 +4,15 @@
 //! An item's own id is looked for in every row: no index is kept for it, since it would cost every submission.
 
 use inferq_shared::job::JobId;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row};
 
-use super::{Answered, Ledger, LedgerError, chunk_of};
+use super::{Answered, Ledger, LedgerError, chunk_of, own_ids};
 
 /// What a ledger knows of a job or item.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// The number of its chunk.
     pub chunk: u64,
-    /// Where in the input the chunk begins.
-    pub place: String,
     /// What was asked and what has come.
     pub answered: Answered,
     /// Which of the job's items was asked for, if it was not the job.
@@ -37,27 +35,27 @@ impl Ledger {
     /// # Errors
     /// When the file can't be read.
     pub fn look_up(&self, name: &str) -> Result<Option<Found>, LedgerError> {
-        let spot = match self.by_job(name) {
+        let spot = match self.by_job(name).map_err(self.named())? {
             Some(spot) => Some(spot),
             None => self.by_item(name).map_err(self.named())?,
         };
         let Some(spot) = spot else { return Ok(None) };
-        self.found(spot).map_err(self.named())
+        self.found(spot)
     }
 
     /// By `<job id>`, `<job id>/<index>` and `<job id>/bad-<index>`.
-    fn by_job(&self, name: &str) -> Option<Spot> {
-        let submission = self.submission()?;
+    fn by_job(&self, name: &str) -> rusqlite::Result<Option<Spot>> {
         let (job, rest) = name.split_once('/').map_or((name, None), |(job, rest)| (job, Some(rest)));
-        let chunk = chunk_of(submission, &JobId::new(job).ok()?)?;
-        let spot = Spot { chunk, ..Spot::default() };
-        match rest {
-            None => Some(spot),
-            Some(rest) => match rest.strip_prefix("bad-") {
-                Some(index) => Some(Spot { bad: Some(index.parse().ok()?), ..spot }),
-                None => Some(Spot { item: Some(rest.parse().ok()?), ..spot }),
-            },
+        let Ok(job) = JobId::new(job) else { return Ok(None) };
+        let chunk = self.chunk_of_job(&job)?;
+        Ok(chunk.and_then(|chunk| spot(chunk, rest)))
+    }
+
+    fn chunk_of_job(&self, job: &JobId) -> rusqlite::Result<Option<u64>> {
+        if self.own_ids {
+            return own_ids::chunk_of(&self.connection, job);
         }
+        Ok(self.submission().and_then(|submission| chunk_of(submission, job)))
     }
 
     /// By an id that the input gives.
@@ -78,20 +76,25 @@ impl Ledger {
         self.connection.query_row(select, [name], bad).optional()
     }
 
-    fn found(&self, spot: Spot) -> rusqlite::Result<Option<Found>> {
-        let submission = self.submission().unwrap_or_default().to_owned();
-        let select =
-            "SELECT j.chunk, j.first, j.items, j.ids, r.body, j.place FROM jobs j LEFT JOIN replies r USING (chunk)
-            WHERE j.chunk = ?1";
+    fn found(&self, spot: Spot) -> Result<Option<Found>, LedgerError> {
         let Spot { chunk, item, bad } = spot;
-        let found = |row: &Row<'_>| {
-            Ok(Found { chunk, place: row.get(5)?, answered: self.answered(row, &submission)?, item, bad })
-        };
-        let found = self.connection.query_row(select, params![chunk], found).optional()?;
+        if !self.has_chunk(chunk)? {
+            return Ok(None);
+        }
+        let found = Found { chunk, answered: self.chunk(chunk)?, item, bad };
         let is_there = |found: &Found| {
             item.is_none_or(|item| item < found.answered.items)
                 && bad.is_none_or(|bad| found.answered.bad.iter().any(|(index, ..)| *index == bad))
         };
-        Ok(found.filter(is_there))
+        Ok(Some(found).filter(is_there))
+    }
+}
+
+fn spot(chunk: u64, rest: Option<&str>) -> Option<Spot> {
+    let spot = Spot { chunk, ..Spot::default() };
+    let Some(rest) = rest else { return Some(spot) };
+    match rest.strip_prefix("bad-") {
+        Some(index) => Some(Spot { bad: Some(index.parse().ok()?), ..spot }),
+        None => Some(Spot { item: Some(rest.parse().ok()?), ..spot }),
     }
 }

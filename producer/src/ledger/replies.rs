@@ -170,7 +170,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// One chunk: what was asked, and the best reply.
+    /// Whether `chunk` is confirmed.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn has_chunk(&self, chunk: u64) -> Result<bool, LedgerError> {
+        let select = "SELECT 1 FROM jobs WHERE chunk = ?1";
+        self.connection.prepare_cached(select).and_then(|mut select| select.exists([chunk])).map_err(self.named())
+    }
+
+    /// One chunk that is confirmed: what was asked, and the best reply.
     ///
     /// # Errors
     /// When the file can't be read.

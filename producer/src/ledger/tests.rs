@@ -1,7 +1,7 @@
 //! The ledger on real files: what is kept, what is refused, which reply wins.
 
 use inferq_shared::job::{Input, Item, Metadata};
-use inferq_shared::reply::{ItemResult, Reply, Status, Timings, Usage};
+use inferq_shared::reply::{ItemResult, Reply, ReplyError, Status, Timings, Usage};
 
 use super::*;
 use crate::chunk::{Chunk, Work};

@@ -183,7 +183,7 @@ async fn a_job_for_another_worker_waits_for_it_and_spends_no_attempt() {
     let queue = QueueFile::new().await;
     let other = |fields| Message { body: with(fields).into(), ..Message::default() };
     queue.publish(vec![other(json!({"version": 2})), other(json!({"id": "other", "model": "another"}))]).await;
-    queue.publish([("good".to_owned(), "a good text".to_owned())]).await;
+    queue.publish([message("good", "a good text")]).await;
     let _worker = WorkerProcess::start(&queue.path, &[]);
     assert_eq!(queue.collect(1, |_| ()).await.into_keys().collect::<Vec<_>>(), ["good"]);
     let mut status = queue.broker.status("jobs").await.unwrap();

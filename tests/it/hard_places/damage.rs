@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use inferq_tests::process::{WorkerProcess, command};
-use inferq_tests::queue_file::QueueFile;
+use inferq_tests::queue_file::{QueueFile, message};
 
 use super::{Done, inferq, route_of, submitted, text, until_there_are};
 
@@ -21,7 +21,7 @@ fn damage(path: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_queue_ends_its_worker_by_name() {
     let queue = QueueFile::new().await;
-    let long = |number| (format!("job-{number}"), "x".repeat(300));
+    let long = |number| message(&format!("job-{number}"), &"x".repeat(300));
     queue.publish((0..2000).map(long)).await;
     queue.broker.clone().close().await;
     damage(&queue.path);

@@ -69,7 +69,7 @@ async fn a_full_disk_is_drained_because_the_log_s_room_is_used_again() {
     }
     let disk = Disk::of_bytes(16 * MIB);
     let queue = QueueFile::at(disk.path("queue.db")).await;
-    let job = |number: usize| (format!("job-{number}"), format!("text {number} {}", "x".repeat(1000)));
+    let job = |number: usize| message(&format!("job-{number}"), &format!("text {number} {}", "x".repeat(1000)));
     queue.publish((0..2000).map(job)).await;
     checkpoint(&queue, "TRUNCATE");
     // Half of them go, and leave a queue as it is in use: pages to use again in the database, and a log of some length.
