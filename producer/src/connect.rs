@@ -70,7 +70,7 @@ pub fn print(text: &str) -> Result<(), Error> {
     print_bytes(text.as_bytes())
 }
 
-/// As [`print`], for what need not be text.
+/// As [`print()`], for what need not be text.
 ///
 /// # Errors
 /// When stdout is closed or full.

@@ -1,6 +1,6 @@
 //! `inferq explain`: what happened to one job or item, from the ledger, the queue and the workers' logs.
 //!
-//! In: an id and where to look. Out: an [`Explanation`], as text or JSON: published, where it stands, what the logs say,
+//! In: an id and where to look. Out: an explanation, as text or JSON: published, where it stands, what the logs say,
 //! how it was answered, and what could not be looked at. It changes nothing, and says nothing that it has not seen.
 
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ mod text;
 /// The flags of `inferq explain`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A job's id, an item's id, or <job id>/<index>.
+    /// A job's id, an item's id, or JOB-ID/INDEX.
     #[arg(value_name = "ID")]
     id: String,
     /// The queue's address. Default: the one that the ledger names.

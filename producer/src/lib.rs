@@ -10,7 +10,7 @@
 //! - [`duplicates`]: which ids stand twice; [`tokens`]: how many tokens items have.
 //! - [`recipe`]: the flags that say what every job asks for.
 //! - [`ledger`]: what the broker has confirmed and which replies have come; both commands go on from it.
-//! - [`submit`], [`collect`], [`run`], [`setup`], [`status`], [`dead`], [`explain`], [`bench`], [`manual`]: one
+//! - [`submit`], [`collect`], [`run`], [`setup`], [`status`], [`dead`], [`explain`], [`mod@bench`], [`manual`]: one
 //!   subcommand each.
 //! - [`pace`]: when a load's jobs are due; [`report`]: how long they took (both pure).
 //! - [`output`]: the ledger → [`rows`] (pure) → [`sink`], an output file that is whole or absent; [`follow`]: one that

@@ -1,6 +1,6 @@
 //! What a load measured: latencies to percentiles, in bounded memory. Pure.
 //!
-//! In: for each answer when its job was due and how long after that it came. Out: a [`Report`]: percentiles over all,
+//! In: for each answer when its job was due and how long after that it came. Out: percentiles over all,
 //! and over time. Latencies are kept to three significant digits, however many there are; those beyond
 //! [`LATENCY_MAX`] count as that. It never averages percentiles.
 
