@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{connect, failed, quoted_path, this_command};
+use crate::connect::{connect, failed, quoted_path, say, this_command};
 use crate::follow::Follower;
 use crate::ledger::{Answer, Counts, Ledger, LedgerError, Recorded, SharedLedger};
 use crate::outcome::{Error, Outcome};
@@ -103,7 +103,7 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     if route.own {
         // The output is there: a route that can't be removed now expires by itself.
         if let Err(error) = broker.remove(&route.name).await {
-            eprintln!("warning: the route {} stays until it expires: {error}", route.name);
+            say(&format!("warning: the route {} stays until it expires: {error}", route.name));
         }
     }
     broker.close().await;

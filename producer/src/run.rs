@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::collect::{Collector, Route, write_output};
-use crate::connect::{connect, failed};
+use crate::connect::{connect, failed, say};
 use crate::follow::Follower;
 use crate::ledger::{Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
@@ -97,7 +97,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
     let Begun { ledger, submission, input } = Begun::at(&files.ledger, &plan, &args.input, &stop)?;
     let counts = ledger.counts();
     if counts.answered > 0 {
-        eprintln!("going on after {} items", grouped(counts.items_answered));
+        say(&format!("going on after {} items", grouped(counts.items_answered)));
     }
     let ledger = SharedLedger::new(ledger);
     let mut follower = ledger.with(|ledger| target.follower(ledger))?;

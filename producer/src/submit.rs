@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::check::CheckedInput;
 
 use self::reader::{Group, read};
-use crate::connect::{absolute, connect, failed, print, quoted_path};
+use crate::connect::{absolute, connect, failed, print, quoted_path, say};
 use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::progress::{Progress, Tally, Total, grouped};
@@ -128,7 +128,7 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     let Begun { ledger, submission, input } = Begun::at(&path, &plan, &args.input, &stop)?;
     let counts = ledger.counts();
     if counts.chunks > 0 && !args.resubmit_unanswered {
-        eprintln!("going on after {} jobs in {}", grouped(counts.jobs), path.display());
+        say(&format!("going on after {} jobs in {}", grouped(counts.jobs), path.display()));
     }
     let again = if args.resubmit_unanswered { Again::Unanswered } else { Again::Nothing };
     let ledger = SharedLedger::new(ledger);
@@ -208,7 +208,7 @@ fn report(submission: &str, counts: Counts, published: Published, path: &Path) -
         return Ok(Outcome::Done);
     }
     let lines = if counts.bad == 1 { "line" } else { "lines" };
-    eprintln!("{} bad {lines} can't be items; collect writes why, in their places", grouped(counts.bad));
+    say(&format!("{} bad {lines} can't be items; collect writes why, in their places", grouped(counts.bad)));
     Ok(Outcome::SomeFailed)
 }
 

@@ -188,7 +188,7 @@ pub(super) const COMMANDS: &[Row] = &[
     row(
         "an input of random bytes",
         |p| p.run(&p.file("noise.txt", b"\xff\xfe\x00\n\x80\x81\n"), &[]),
-        exit(2, "2 of them have an error instead of a result: malformed 2"),
+        exit(2, "what failed, and why"),
     ),
     row(
         "standard input without `--ledger`",

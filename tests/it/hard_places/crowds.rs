@@ -63,7 +63,7 @@ async fn two_workers_and_two_collectors_share_a_submission() {
     };
     let [one, other] = collectors;
     let (first, second) = if second == 0 { (other, one) } else { (one, other) };
-    Done::from(second.wait_with_output().unwrap()).expect(64, "is in use by another process: wait for it, or stop it");
+    Done::from(second.wait_with_output().unwrap()).expect(64, "by another process: wait for it");
     let _workers = [WorkerProcess::start(&queue.path, &[]), WorkerProcess::start(&queue.path, &[])];
     Done::from(first.wait_with_output().unwrap()).expect(0, "2,000 items");
     assert_whole(&output, JOBS);
