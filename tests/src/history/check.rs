@@ -78,9 +78,8 @@ struct Process {
     /// The routes to which its replies can't be published.
     outages: BTreeSet<String>,
     batches: Vec<BatchSeen>,
-    /// When it was found not to be live.
-    failed_probes: Vec<Duration>,
-    live: bool,
+    /// When its liveness changed, and to what.
+    probes: Vec<(Duration, bool)>,
     /// When it was asked to stop, and when it was over.
     stopped_at: Option<Duration>,
     over_at: Option<Duration>,
@@ -132,7 +131,7 @@ impl<'a> Checker<'a> {
     fn see(&mut self, what: &What) {
         match what {
             What::Broker(event) => self.see_broker(event),
-            What::Ready { link, .. } => (self.process(*link).ready, self.process(*link).live) = (true, true),
+            What::Ready { link, .. } => self.process(*link).ready = true,
             What::Pulls { link, pull, tokens_max } => self.see_pull(*link, *pull, *tokens_max),
             What::Told { link, queue, result } => self.see_told(*link, queue, result),
             What::Began { link, rows, cost, .. } => self.see_batch(*link, rows, *cost),

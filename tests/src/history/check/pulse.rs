@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BatchSeen, Checker};
+use super::{BatchSeen, Checker, Process};
 use crate::world::PROBE;
 use crate::world::engine::tokens;
 use crate::world::scenario::WATCHDOG;
@@ -38,11 +38,10 @@ impl Checker<'_> {
     /// Not to be live needs a reason: an engine that is stuck, or has just been.
     pub(super) fn see_probe(&mut self, link: u64, live: bool) {
         let at = self.at;
-        self.process(link).live = live;
+        self.process(link).probes.push((at, live));
         if live {
             return;
         }
-        self.process(link).failed_probes.push(at);
         let stuck = self.hangs(link).any(|batch| at >= batch.at + WATCHDOG && at <= batch.at + batch.cost + SLACK);
         if !stuck && !self.ends_by_itself(link) {
             self.breach(format!("process {link} is not live, though nothing hangs"));
@@ -74,11 +73,19 @@ impl Checker<'_> {
         let seen_until = [process.over_at, drained].into_iter().flatten().min().unwrap_or(self.at);
         let unnoticed = self.hangs(link).any(|batch| {
             let (from, until) = (batch.at + WATCHDOG, batch.at + WATCHDOG + PROBE + SLACK);
-            let found = process.failed_probes.iter().any(|at| *at <= until && (*at >= from || !process.live));
-            seen_until.min(batch.at + batch.cost) > until && !found
+            seen_until.min(batch.at + batch.cost) > until && !process.is_found_stuck(from, until)
         });
         if unnoticed {
             self.breach(format!("process {link} hangs and still calls itself live"));
         }
+    }
+}
+
+impl Process {
+    /// Whether it was not live at some time between these two.
+    fn is_found_stuck(&self, from: Duration, until: Duration) -> bool {
+        let before = self.probes.iter().rfind(|(at, _)| *at < from);
+        let between = self.probes.iter().filter(|(at, _)| (from..=until).contains(at));
+        before.into_iter().chain(between).any(|(_, live)| !live)
     }
 }
