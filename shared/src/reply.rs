@@ -245,9 +245,7 @@ impl Reply {
     /// # Errors
     /// When the bytes are not a reply, naming the field, or are of another version.
     pub fn decode(body: &[u8]) -> Result<Self, ReplyDecodeError> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let reply: Self = serde_path_to_error::deserialize(&mut json).map_err(|e| refusal(body, e.to_string()))?;
-        json.end().map_err(|e| refusal(body, e.to_string()))?;
+        let reply: Self = serde_json::from_slice(body).or_else(|_| decode_by_path(body))?;
         if reply.version != VERSION {
             return Err(ReplyDecodeError::Version(reply.version.into()));
         }
@@ -266,6 +264,15 @@ impl ItemResult {
         let things = [self.embedding.is_some(), self.labels.is_some(), self.error.is_some()];
         things.into_iter().filter(|is_there| *is_there).count() == 1
     }
+}
+
+/// Reads a reply and keeps the path to each field, so that an error can name one. Keeping it for every number of an
+/// embedding costs time, so this is only for bodies that are wrong.
+fn decode_by_path(body: &[u8]) -> Result<Reply, ReplyDecodeError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let reply = serde_path_to_error::deserialize(&mut json).map_err(|e| refusal(body, e.to_string()))?;
+    json.end().map_err(|e| refusal(body, e.to_string()))?;
+    Ok(reply)
 }
 
 /// Why a body is no reply: of a version that may well look different, or else what `message` says.
