@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use inferq_shared::broker::{Broker, BrokerUrl, Message, Publisher};
 use inferq_shared::job::{JobId, Metadata};
 use inferq_shared::reply::{Embedding, ItemResult, Reply, Status, Timings, Usage};
+use inferq_tests::figures::{keep, median};
 use inferq_tests::process::binary;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -32,12 +33,7 @@ async fn main() -> Result<()> {
         "memory" => memory(size.unwrap_or(10_000_000)).await?,
         _ => bail!("usage: bench_collect rate|memory [ITEMS]"),
     };
-    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("collect-{subject}.json"));
-    std::fs::write(&file, serde_json::to_vec_pretty(&figures)?)?;
-    println!("raw figures: {}", file.display());
-    Ok(())
+    keep(&format!("collect-{subject}"), &figures)
 }
 
 /// Embeddings of 384 numbers a second, into Parquet and JSONL.
@@ -196,10 +192,4 @@ fn reply(id: JobId, results: Vec<ItemResult>) -> Reply {
         attempt: 1,
         metadata: Metadata::new(),
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }

@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use inferq_tests::figures::keep;
 use inferq_tests::process::{command, peak_kib};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,12 +23,7 @@ fn main() -> Result<()> {
         "submit" => submit(lines.unwrap_or(10_000_000))?,
         _ => bail!("usage: bench_producer submit [LINES]"),
     };
-    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("producer-{subject}.json"));
-    std::fs::write(&file, serde_json::to_vec_pretty(&figures)?)?;
-    println!("raw figures: {}", file.display());
-    Ok(())
+    keep(&format!("producer-{subject}"), &figures)
 }
 
 /// Lines a second from a JSONL file into a queue, the search for ids that stand twice included, and how the peak of

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use inferq_shared::job::Input;
+use inferq_tests::figures::{keep, median};
 use inferq_tests::process::{WorkerProcess, binary};
 use inferq_tests::queue_file::{QueueFile, job};
 use inferq_worker::batch::{BatchLimits, Batcher};
@@ -36,12 +37,7 @@ async fn main() -> Result<()> {
         "run" => run(size.unwrap_or(20_000))?,
         _ => bail!("usage: bench_worker echo|memory|across|run [SIZE]"),
     };
-    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("worker-{subject}.json"));
-    std::fs::write(&file, serde_json::to_vec_pretty(&figures)?)?;
-    println!("raw figures: {}", file.display());
-    Ok(())
+    keep(&format!("worker-{subject}"), &figures)
 }
 
 /// Jobs a second from queue to results queue, by a worker process with the echo engine.
@@ -232,10 +228,4 @@ fn text(rng: &mut StdRng) -> String {
 
 fn model_directory() -> Result<String> {
     std::env::var("INFERQ_TEST_MODEL").context("INFERQ_TEST_MODEL is not set: `make` sets it after fetching the model")
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
