@@ -126,7 +126,7 @@ pub fn write_output(
     let tally = target.finish(ledger, follower, stop)?;
     let Counts { tokens, items_answered, .. } = ledger.counts();
     let summary = Summary { tally, tokens, items_now: items_answered - before, took: started.elapsed() };
-    eprint!("{}", summary.table(&output, failures.as_deref()));
+    say(summary.table(&output, failures.as_deref()).trim_end());
     Ok(summary.outcome())
 }
 
