@@ -27,6 +27,7 @@ mod owner;
 mod packed;
 mod schema;
 mod store;
+mod turn;
 
 /// What the embedded queue can do.
 pub const CAPABILITIES: Capabilities = Capabilities {

@@ -19,6 +19,7 @@ use super::super::{
 use super::bell::Bell;
 use super::clock;
 use super::store::{Claimed, Fault, Standing, Store};
+use super::turn::Turns;
 
 /// Commands in one transaction.
 const COMMANDS_MAX: usize = 256;
@@ -143,6 +144,7 @@ enum Renewal {
 pub(super) struct Owner {
     store: Store,
     bell: Bell,
+    turns: Turns,
     batch: Batch,
     waiting: VecDeque<Waiting>,
     held: BTreeMap<u64, Held>,
@@ -176,6 +178,7 @@ impl Owner {
         })?;
         let mut owner = Self {
             store,
+            turns: Turns::by(bell.file()),
             bell,
             batch: Batch::default(),
             waiting: VecDeque::new(),
@@ -278,7 +281,11 @@ impl Owner {
             Err(_) => first = 0,
         });
         self.visible_at = first;
-        first <= clock::now_ms()
+        let visible = first <= clock::now_ms();
+        if !self.waiting.is_empty() {
+            self.bell.looked(!visible);
+        }
+        visible
     }
 
     fn run_batch(&mut self) {
@@ -310,6 +317,7 @@ impl Owner {
     }
 
     fn attempt<T>(&mut self, step: &mut impl FnMut(&mut Self, i64) -> Result<T, Fault>) -> Result<T, Fault> {
+        let _turn = self.turns.take();
         let result = self.store.begin().map_err(Fault::from).and_then(|()| {
             // Read inside, so that the order of times is the order of commits, whichever process they come from.
             let done = step(self, clock::now_ms())?;

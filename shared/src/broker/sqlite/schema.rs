@@ -3,8 +3,9 @@
 //! In: a path. Out: a connection that is ready to use, or why not and what to do about it. Nothing here runs after the
 //! queue is open.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -16,8 +17,10 @@ use super::clock;
 const APPLICATION_ID: i32 = 0x6971_6462;
 /// The layout that [`LAYOUTS`] leads to.
 const VERSION: i32 = LAYOUTS.len() as i32;
-/// Waits for another process's write lock, each of a millisecond or so, before giving up.
-const BUSY_WAITS_MAX: i32 = 30_000;
+/// How long to wait for SQLite's locks before giving up.
+const BUSY_MAX: Duration = Duration::from_secs(30);
+/// The longest wait between two tries, in ms. Few wait here: who writes has taken its turn first.
+const BUSY_STEP_MAX_MS: f64 = 10.0;
 
 /// Each step from one layout to the next, the first from an empty file. A step that has been released stays as it is.
 const LAYOUTS: [&str; 2] = [TABLES, WORKERS];
@@ -83,13 +86,23 @@ fn check_directory(path: &Path) -> Result<(), BrokerError> {
 }
 
 fn prepare(db: &mut Connection) -> rusqlite::Result<()> {
-    db.busy_handler(Some(|waits| {
-        std::thread::sleep(Duration::from_millis(1));
-        waits < BUSY_WAITS_MAX
-    }))?;
+    db.busy_handler(Some(wait_for_lock))?;
     // Reads the header, so that a file that is no database is found out before anything is written.
     db.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0))?;
     Ok(())
+}
+
+/// Waits a little for a lock of SQLite's, at random so that those who wait come apart; false after too long.
+fn wait_for_lock(waits: i32) -> bool {
+    thread_local! {
+        static SINCE: Cell<Instant> = Cell::new(Instant::now());
+    }
+    if waits == 0 {
+        SINCE.set(Instant::now());
+    }
+    let step_ms = f64::from(waits.saturating_add(4)) / 4.0;
+    std::thread::sleep(Duration::from_millis(1).mul_f64(rand::random_range(0.5..1.5) * step_ms.min(BUSY_STEP_MAX_MS)));
+    SINCE.get().elapsed() < BUSY_MAX
 }
 
 fn check_owner(db: &Connection, path: &Path) -> Result<(), BrokerError> {
