@@ -4,8 +4,8 @@
 //! connection (`owner`); handles here only send it commands and wait for the answers. A confirmed publish or ack is
 //! synced. Nothing here touches the file.
 //!
-//! Beside the file lie SQLite's own `-wal` and `-shm`, and `-bell`, by which processes wake each other. The directory
-//! must be on a local disk: SQLite's shared memory does not work across machines.
+//! Beside the file lie SQLite's own `-wal` and `-shm`, and `-bell`, by which processes wake each other and take turns at
+//! writing. The directory must be on a local disk: SQLite's shared memory does not work across machines.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};

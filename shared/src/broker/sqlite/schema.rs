@@ -108,7 +108,11 @@ fn wait_for_lock(waits: i32) -> bool {
 fn check_owner(db: &Connection, path: &Path) -> Result<(), BrokerError> {
     let number = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     let tables = || db.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0));
-    let read = || Ok((number("application_id")?, number("user_version")?, tables()?));
+    let read = || {
+        // In one transaction: another process may make the tables between two looks.
+        let _unchanging = db.unchecked_transaction()?;
+        Ok((number("application_id")?, number("user_version")?, tables()?))
+    };
     let path_shown = path.display();
     match read().map_err(|error| explain(path, &error))? {
         (0, 0, 0) | (APPLICATION_ID, 1..=VERSION, _) => Ok(()),
