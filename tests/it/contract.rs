@@ -289,7 +289,12 @@ async fn attributes_come_back_unchanged(bench: Bench) -> Result<()> {
     let sent = Message { body: Bytes::new(), attributes };
     bench.publisher().publish(&bench.queue, vec![sent.clone(), Message::default()]).await?;
     let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
-    let got: Vec<Message> = many(&mut consumer, 2).await?.into_iter().map(|delivery| delivery.message).collect();
+    let mut got: Vec<Message> = many(&mut consumer, 2).await?.into_iter().map(|delivery| delivery.message).collect();
+    for message in &mut got {
+        // A broker with a calendar adds when it was published, where the publisher did not say.
+        let at = message.attributes.remove(attribute::PUBLISHED_AT);
+        ensure!(at.is_some() == bench.broker.capabilities().durable, "published at {at:?}");
+    }
     ensure!(got.contains(&sent) && got.contains(&Message::default()), "{got:?}");
     Ok(())
 }
@@ -300,7 +305,7 @@ async fn a_body_of_8_mib_comes_back(bench: Bench) -> Result<()> {
     bench.publisher().publish(&bench.queue, vec![sent.clone()]).await?;
     let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
     let got = one(&mut consumer).await?;
-    ensure!(got.message == sent, "{} bytes came back, or others", got.message.body.len());
+    ensure!(got.message.body == sent.body, "{} bytes came back, or others", got.message.body.len());
     Ok(got.lease.ack().await?)
 }
 

@@ -262,7 +262,7 @@ impl Store {
     /// The first visible messages of a queue, each with the attempt that its next lease is.
     fn visible(&self, queue: i64, pull: Pull, now: i64) -> rusqlite::Result<Vec<(Standing, Message)>> {
         let mut select = self.db.prepare_cached(
-            "SELECT visible_at, entries.id, place, attempt, token, attributes, body
+            "SELECT visible_at, entries.id, place, attempt, token, attributes, body, published_at
              FROM entries CROSS JOIN messages ON messages.id = entries.id
              WHERE queue = ?1 AND visible_at <= ?2 ORDER BY visible_at, entries.id LIMIT ?3",
         )?;
@@ -393,7 +393,13 @@ fn read_entry(queue: i64, row: &Row<'_>) -> rusqlite::Result<(Standing, Message)
         attempt: attempt.saturating_add(lost),
     };
     let body = Bytes::copy_from_slice(row.get_ref(6)?.as_blob()?);
-    Ok((standing, Message { body, attributes: read_attributes(row, 5)? }))
+    let mut attributes = read_attributes(row, 5)?;
+    // How long a job has waited for a worker that fits it counts from here, whether or not its publisher said when.
+    let said = attributes.get(attribute::PUBLISHED_AT).is_some_and(|at| at.parse::<i64>().is_ok());
+    if !said {
+        attributes.insert(attribute::PUBLISHED_AT.to_owned(), row.get::<_, i64>(7)?.to_string());
+    }
+    Ok((standing, Message { body, attributes }))
 }
 
 pub(super) fn read_attributes(row: &Row<'_>, column: usize) -> rusqlite::Result<super::super::Attributes> {
