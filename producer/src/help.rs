@@ -18,22 +18,22 @@ pub const RUN: &str = "\
 Examples:
   inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
   inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt.gz' --output vectors.parquet
-  inferq run --model ./all-MiniLM-L6-v2 --input t.parquet --column body --id-column key --output vectors.jsonl
+  inferq run --model ./all-MiniLM-L6-v2 --input t.parquet --column body --output vectors.jsonl
 
-What it reads is told by `inferq submit --help`.
-Each row of the output is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"},
-or {\"id\", \"index\", \"error\"} for a line or text that can't be embedded (exit code 2); these are listed
-in vectors.failures.jsonl too. `inferq collect --help` says more about the formats.
-After a crash or Ctrl-C the same command goes on. The files it needs for that lie beside the output
-and go when it is done. A queue that others share is not for run: use submit and collect.";
+What it reads is told by `inferq submit --help`. Each row of the output is one line of the input,
+in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or {\"id\", \"index\", \"error\"} for a line or
+text that can't be embedded (exit code 2); these are listed in vectors.failures.jsonl too. `inferq
+collect --help` says more about the formats. After a crash or Ctrl-C the same command goes on. The
+files it needs for that lie beside the output and go when it is done. A queue that others share is
+not for run: use submit and collect.";
 
 /// Ends `inferq setup --help`.
 pub const SETUP: &str = "\
 Example:
   inferq setup --queue 'sqlite:///var/lib/inferq/queue.db?queue=embeddings'
 
-It makes NAME (jobs), NAME.dead (dead letters) and NAME.results (replies that name no other route).
-What is there already stays as it is.";
+It makes NAME (jobs), NAME.dead (dead letters) and NAME.results (replies that name no other
+route). What is there already stays as it is.";
 
 /// Ends `inferq submit --help`.
 pub const SUBMIT: &str = "\
@@ -44,14 +44,14 @@ Examples:
   inferq submit --queue sqlite:queue.db --input jobs.jsonl --format jobs
   inferq submit --dry-run --input texts.jsonl --model ./all-MiniLM-L6-v2
 
-A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file has one
-text a line. A text has 1 MiB at most. With --format jobs a line is a whole job (docs/wire-format.md),
-published under its own id. .gz and .zst after the extension are decompressed.
-A line that is none of these, or too long, is listed on stderr and is no reason to stop (exit code 2;
-collect writes why in its place), unless --on-bad-input fail says so.
-Ids that stand twice are refused, with their lines, before anything is published; from stdin, which
-can't be read twice, at its end.
-After a crash or Ctrl-C the same command goes on. It refuses an input or flags that have changed.";
+A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file
+has one text a line. A text has 1 MiB at most. With --format jobs a line is a whole job
+(docs/wire-format.md), published under its own id. .gz and .zst after the extension are
+decompressed. A line that is none of these, or too long, is listed on stderr and is no reason to
+stop (exit code 2; collect writes why in its place), unless --on-bad-input fail says so. Ids that
+stand twice are refused, with their lines, before anything is published; from stdin, which can't
+be read twice, at its end. After a crash or Ctrl-C the same command goes on. It refuses an input
+or flags that have changed.";
 
 /// Ends `inferq collect --help`.
 pub const COLLECT: &str = "\
@@ -61,23 +61,24 @@ Examples:
   inferq collect --ledger texts.jsonl.ledger.db --output - --follow | my-importer
   python -c \"import polars; print(polars.read_parquet('vectors.parquet'))\"
 
-Each row is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or
-{\"id\", \"index\", \"error\": {\"code\", \"message\"}} (exit code 2). index counts the items from 0; an item
-without an id of its own is called <job id>/<its place in the job>. Parquet has the columns id, index,
-embedding (null where there is an error), tokens, error_code, error_message.
-The output appears only when it is whole; with --follow it grows as replies come, whole jobs at a time
-in the order of their coming. Replies are kept in the ledger, which you may delete when you have the
+Each row is one line of the input, in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or {\"id\",
+\"index\", \"error\": {\"code\", \"message\"}} (exit code 2). index counts the items from 0; an item
+without an id of its own is called <job id>/<its place in the job>. Parquet has the columns id,
+index, embedding (null where there is an error), tokens, error_code, error_message. The output
+appears only when it is whole; with --follow it grows as replies come, whole jobs at a time in the
+order of their coming. Replies are kept in the ledger, which you may delete when you have the
 output. After a crash or Ctrl-C the same command goes on.";
 
 /// Ends `inferq status --help`.
 pub const STATUS: &str = "\
 Examples:
   inferq status --queue sqlite:///var/lib/inferq/queue.db --watch
-  inferq status --queue sqlite:///var/lib/inferq/queue.db --json | jq '.queues[0].waiting, .work.seconds'
+  inferq status --queue sqlite:///var/lib/inferq/queue.db --json | jq .work.seconds
 
-tokens/s and items/s are what a worker computes while it is busy, by its last batches. The work waiting is
-the tokens of the waiting jobs over the tokens/s of the workers that take jobs. A worker that has not been
-heard of for a minute is gone. docs/operations.md describes the fields of --json.";
+tokens/s and items/s are what a worker computes while it is busy, by its last batches. The work
+waiting is the tokens of the waiting jobs over the tokens/s of the workers that take jobs. A
+worker that has not been heard of for a minute is gone. docs/operations.md describes the fields of
+--json.";
 
 /// Ends `inferq dead --help`.
 pub const DEAD: &str = "\
@@ -108,8 +109,8 @@ Examples:
   inferq dead redrive --queue sqlite:///var/lib/inferq/queue.db --reason no_worker --dry-run
   inferq dead redrive --queue sqlite:///var/lib/inferq/queue.db --id job-1
 
-Each goes to the queue that it comes from, as if published now. It leaves the dead letters only when that is
-confirmed: a crash in between may double a job, never lose one.";
+Each goes to the queue that it comes from, as if published now. It leaves the dead letters only
+when that is confirmed: a crash in between may double a job, never lose one.";
 
 /// Ends `inferq dead purge --help`.
 pub const DEAD_PURGE: &str = "\
@@ -123,19 +124,21 @@ It says how many are meant and asks. No more are deleted than it has named.";
 pub const EXPLAIN: &str = "\
 Examples:
   inferq explain --ledger texts.jsonl.ledger.db doc-17
-  inferq explain --queue sqlite:///var/lib/inferq/queue.db --logs worker-*.log -- s0123456789ab-000042
+  inferq explain --queue sqlite:///var/lib/inferq/queue.db --logs w*.log -- s0123456789ab-000042
 
-An item's own id is found only with the ledger. Queues are read through, page by page: some seconds for a
-million messages. What could not be looked at is said at the end. Exit code 1: nothing is known of it.";
+An item's own id is found only with the ledger. Queues are read through, page by page: some
+seconds for a million messages. What could not be looked at is said at the end. Exit code 1:
+nothing is known of it.";
 
 /// Ends `inferq bench --help`.
 pub const BENCH: &str = "\
 Examples:
-  inferq bench --queue sqlite:///var/lib/inferq/queue.db --rate 200 --duration-s 60 --items-per-job 1
+  inferq bench --queue sqlite:///var/lib/inferq/queue.db --rate 200 --duration-s 60
   inferq bench --queue sqlite:queue.db --rate 20 --text-tokens 8-64 --json load.json --svg load.svg
 
-Jobs come at random instants, whether or not earlier ones are answered; a latency counts from the instant at
-which the job was due, so it holds the wait that a stall causes. Exit code 2: some jobs have no good answer.";
+Jobs come at random instants, whether or not earlier ones are answered; a latency counts from the
+instant at which the job was due, so it holds the wait that a stall causes. Exit code 2: some jobs
+have no good answer.";
 
 /// Ends `inferq completions --help`.
 pub const COMPLETIONS: &str = "\
