@@ -604,8 +604,11 @@ async fn what_is_published_outlives_the_connection(bench: Bench) -> Result<()> {
 }
 
 async fn messages_are_looked_at_where_they_stand_and_nothing_changes(bench: Bench) -> Result<()> {
-    let sent =
-        |text: &str| Message { attributes: BTreeMap::from([("n".to_owned(), text.to_owned())]), ..message(text) };
+    let sent = |text: &str| {
+        let attributes = [("n", text), (attribute::PUBLISHED_AT, "1")];
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Message { attributes, ..message(text) }
+    };
     bench.publisher().publish(&bench.queue, ["a", "bb", "ccc", "dddd"].map(sent).into()).await?;
     let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
     let mut held = many(&mut consumer, 3).await?;

@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::super::{Bodies, Browsed, Cursor, Message, Page, QueueStatus, Sighting, Standing, WORKER_SILENT};
 use super::clock;
-use super::store::{Fault, Store, read_attributes};
+use super::store::{Fault, Store, read_dated};
 
 impl Store {
     /// What is in a queue. Looks at each of its entries for the oldest: some tens of milliseconds a million.
@@ -111,7 +111,7 @@ fn read_browsed(row: &Row<'_>, now: i64) -> rusqlite::Result<Browsed> {
     Ok(Browsed {
         message: Message {
             body: Bytes::copy_from_slice(row.get_ref(7)?.as_blob()?),
-            attributes: read_attributes(row, 5)?,
+            attributes: read_dated(row, 5, 4)?,
         },
         body_bytes: row.get(6)?,
         attempt: attempt.saturating_add(lost),

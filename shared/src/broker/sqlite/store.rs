@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::super::{BrokerError, Message, Pull, QueueNames, QueueOptions, Verdict};
+use super::super::{Attributes, BrokerError, Message, Pull, QueueNames, QueueOptions, Verdict};
 use super::{clock, packed, schema};
 use crate::job::attribute;
 
@@ -393,16 +393,21 @@ fn read_entry(queue: i64, row: &Row<'_>) -> rusqlite::Result<(Standing, Message)
         attempt: attempt.saturating_add(lost),
     };
     let body = Bytes::copy_from_slice(row.get_ref(6)?.as_blob()?);
-    let mut attributes = read_attributes(row, 5)?;
-    // How long a job has waited for a worker that fits it counts from here, whether or not its publisher said when.
-    let said = attributes.get(attribute::PUBLISHED_AT).is_some_and(|at| at.parse::<i64>().is_ok());
-    if !said {
-        attributes.insert(attribute::PUBLISHED_AT.to_owned(), row.get::<_, i64>(7)?.to_string());
-    }
-    Ok((standing, Message { body, attributes }))
+    Ok((standing, Message { body, attributes: read_dated(row, 5, 7)? }))
 }
 
-pub(super) fn read_attributes(row: &Row<'_>, column: usize) -> rusqlite::Result<super::super::Attributes> {
+/// A message's attributes, and when it was published where its publisher did not say: how long a job has waited for a
+/// worker that fits it counts from there.
+pub(super) fn read_dated(row: &Row<'_>, attributes: usize, published_at: usize) -> rusqlite::Result<Attributes> {
+    let mut attributes = read_attributes(row, attributes)?;
+    let said = attributes.get(attribute::PUBLISHED_AT).is_some_and(|at| at.parse::<i64>().is_ok());
+    if !said {
+        attributes.insert(attribute::PUBLISHED_AT.to_owned(), row.get::<_, i64>(published_at)?.to_string());
+    }
+    Ok(attributes)
+}
+
+fn read_attributes(row: &Row<'_>, column: usize) -> rusqlite::Result<Attributes> {
     let bytes = row.get_ref(column)?.as_blob()?;
     packed::unpack(bytes).ok_or_else(|| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, "damaged attributes".into())
