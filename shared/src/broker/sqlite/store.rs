@@ -20,7 +20,7 @@ const BYTES_MAX: usize = 512 << 20;
 /// Pages in the log (16 MiB) after which they are moved to the database.
 const LOG_PAGES: i64 = 4096;
 /// Pages in the log after which writers have to wait until they are.
-const LOG_PAGES_MAX: i64 = 16 * LOG_PAGES;
+const LOG_PAGES_MAX: i64 = 4 * LOG_PAGES;
 
 /// Why a step was not done.
 pub(super) enum Fault {
