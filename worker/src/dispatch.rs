@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{Open, Run, Signature};
-use crate::batch::{Batch, BatchLimits, Batcher, JobKey};
+use crate::batch::{Batch, BatchLimits, Batcher, JobKey, Row};
 use crate::clock::Clock;
 use crate::health::Health;
 use crate::in_flight::{InFlight, Speed};
@@ -256,6 +256,8 @@ impl Desk {
         self.tally.add(&ran);
         match ran.outcome {
             Ok(mut answers) => {
+                let lengths = || ran.batch.rows().iter().map(Row::length).collect::<Vec<_>>();
+                tracing::trace!(lengths = ?lengths(), took_ms = ran.took.as_millis() as u64, "batch ran");
                 if crate::mutant::active("answers_swapped") {
                     answers.reverse();
                 }

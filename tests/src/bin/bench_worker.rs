@@ -1,5 +1,5 @@
 //! Measures the whole worker: `echo` (jobs a second without a model), `memory` (under a large backlog), `across`
-//! (one-item jobs against one large job) and `run` (`inferq run` against the engine alone on the same texts).
+//! (one-item jobs against one large job) and `run` (`inferq run` against the engine alone on the same batches).
 //!
 //! In: a subcommand, a size, and INFERQ_TEST_MODEL where a model is needed. Out: a table, and raw JSON beside the
 //! binaries. It starts the real binaries; figures are medians of rounds run side by side. It asserts nothing.
@@ -12,12 +12,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use inferq_shared::job::Input;
 use inferq_tests::figures::{keep, median};
 use inferq_tests::process::{WorkerProcess, binary};
 use inferq_tests::queue_file::{QueueFile, job};
-use inferq_worker::batch::{BatchLimits, Batcher};
-use inferq_worker::engine::burn;
+use inferq_worker::engine::{Tokens, burn};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -86,7 +84,7 @@ async fn across(items: usize) -> Result<Value> {
     Ok(json!({"items": items, "one_item_jobs_s": many, "one_job_s": one, "ratio": ratios}))
 }
 
-/// `inferq run` against the engine alone, fed with the batches that the batcher makes of the same texts.
+/// `inferq run` against the engine alone, fed with batches of the same shapes in the same order.
 fn run(texts: usize) -> Result<Value> {
     let model = model_directory()?;
     let folder = TempDir::new()?;
@@ -99,8 +97,9 @@ fn run(texts: usize) -> Result<Value> {
     let mut alone = Vec::new();
     let mut ran = Vec::new();
     for _ in 0..3 {
-        alone.push(engine_alone(&model, &lines)?.as_secs_f64());
-        ran.push(inferq_run(&model, &input)?);
+        let whole = inferq_run(&model, &input)?;
+        alone.push(engine_alone(&model, &whole.batches)?.as_secs_f64());
+        ran.push(whole);
     }
     let figures = |of: fn(&Ran) -> f64| ran.iter().map(of).collect::<Vec<f64>>();
     let (whole, peaks, waste) = (figures(|r| r.seconds), figures(|r| r.peak_mib), figures(|r| r.padding_waste));
@@ -117,6 +116,8 @@ struct Ran {
     seconds: f64,
     peak_mib: f64,
     padding_waste: f64,
+    /// The lengths of the rows of every batch, in the order in which they ended.
+    batches: Vec<Vec<usize>>,
 }
 
 fn inferq_run(model: &str, input: &Path) -> Result<Ran> {
@@ -124,7 +125,7 @@ fn inferq_run(model: &str, input: &Path) -> Result<Ran> {
     let timed = std::process::Command::new("python3")
         .args(["-c", PEAK_OF_CHILD])
         .arg(binary("inferq"))
-        .args(["run", "--log", "info", "--model", model, "--input"])
+        .args(["run", "--log", "info,inferq_worker::dispatch=trace", "--model", model, "--input"])
         .arg(input)
         .arg("--output")
         .arg(&output)
@@ -133,16 +134,21 @@ fn inferq_run(model: &str, input: &Path) -> Result<Ran> {
     if !timed.status.success() {
         bail!("inferq run failed: {log}");
     }
-    let ended = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let ended = ended.rev().find(|line| line["message"] == "line ended").with_context(|| log.to_string())?;
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let ended = lines.iter().rev().find(|line| line["message"] == "line ended").with_context(|| log.to_string())?;
+    let lengths = lines.iter().filter(|line| line["message"] == "batch ran").filter_map(|line| line["lengths"].as_str());
     let peak_kib: f64 = String::from_utf8_lossy(&timed.stdout).lines().last().unwrap_or_default().trim().parse()?;
     std::fs::remove_file(output)?;
     Ok(Ran {
         seconds: ended["busy_ms"].as_f64().context("busy_ms")? / 1e3,
         peak_mib: peak_kib / 1024.0,
         padding_waste: ended["padding_waste"].as_f64().context("padding_waste")?,
+        batches: lengths.map(serde_json::from_str).collect::<Result<_, _>>()?,
     })
 }
+
+/// The first of tokens that every vocabulary of a BERT model has; what they cost does not depend on which they are.
+const ANY_WORD: u32 = 2_000;
 
 /// Runs a command and prints the peak of its resident memory in KiB.
 const PEAK_OF_CHILD: &str = "import resource, subprocess, sys
@@ -150,8 +156,8 @@ code = subprocess.run(sys.argv[1:]).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)";
 
-/// All replicas on the batches of all texts, made before the clock starts.
-fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
+/// All replicas on batches whose rows have these lengths, made before the clock starts.
+fn engine_alone(model: &str, batches: &[Vec<usize>]) -> Result<Duration> {
     let options = burn::LoadOptions {
         directory: PathBuf::from(model),
         name: None,
@@ -162,14 +168,8 @@ fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
     };
     let mut loaded = burn::load(&options)?;
     loaded.engines.iter_mut().try_for_each(|engine| engine.warm_up())?;
-    let mut batcher = Batcher::new(BatchLimits { tokens_max: 4096, items_max: 256, linger: Duration::ZERO });
-    let now = Instant::now();
-    for (job, chunk) in (0..).zip(lines.chunks(64)) {
-        let tokens = chunk.iter().map(|line| loaded.tokenizer.encode(&Input::Text(line.clone()), true));
-        let tokens: Vec<_> = tokens.collect::<Result<_, _>>()?;
-        batcher.push(job, (0u32..).zip(tokens.into_iter().map(Into::into)), None, now);
-    }
-    let batches: VecDeque<_> = std::iter::from_fn(|| batcher.flush()).collect();
+    let row = |length: &usize| Tokens { ids: (ANY_WORD..).take(*length).collect(), type_ids: vec![0; *length] };
+    let batches: VecDeque<Vec<Tokens>> = batches.iter().map(|rows| rows.iter().map(row).collect()).collect();
     let batches = Mutex::new(batches);
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -177,7 +177,7 @@ fn engine_alone(model: &str, lines: &[String]) -> Result<Duration> {
             let next = || batches.lock().expect("no replica panics").pop_front();
             scope.spawn(move || {
                 while let Some(batch) = next() {
-                    let rows: Vec<_> = batch.rows().iter().map(|row| &*row.tokens).collect();
+                    let rows: Vec<_> = batch.iter().collect();
                     engine.infer(&rows).expect("the model runs");
                 }
             });
