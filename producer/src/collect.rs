@@ -55,6 +55,8 @@ const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"),
 const LEASE: Duration = Duration::from_secs(5);
 /// Pulls that are decoded at once.
 const DECODING: usize = 2;
+/// Pulls whose leases are being settled; no more are taken meanwhile.
+const SETTLING: usize = 2;
 /// Calls that fail before a wait is worth a line: some seconds.
 const RETRIES_UNSAID: u32 = 6;
 /// Jobs named when replies are missing.
@@ -211,7 +213,7 @@ impl Collector<'_> {
                     settling.push(settle);
                     self.show();
                 }
-                received = consumer.receive(PULL), if decoding.len() < DECODING => match received {
+                received = consumer.receive(PULL), if decoding.len() < DECODING && settling.len() < SETTLING => match received {
                     Ok(deliveries) => {
                         retry = 0;
                         decoding.push_back(spawn_blocking(|| deliveries.into_iter().map(Received::of).collect()));

@@ -139,7 +139,7 @@ impl Explanation {
             self.not_seen.push("the ledger: name it with --ledger".to_owned());
             return Ok(None);
         };
-        let ledger = match Ledger::open(path) {
+        let ledger = match Ledger::look_into(path) {
             Ok(ledger) => ledger,
             Err(error @ crate::ledger::LedgerError::Locked(_)) => {
                 self.not_seen.push(error.to_string());

@@ -98,7 +98,8 @@ impl Follower {
     /// When the ledger or the output can't be read or written.
     pub fn write(&mut self, ledger: &mut Ledger, chunks: &[u64]) -> Result<(), Error> {
         for chunks in chunks.chunks(CHUNKS) {
-            let group: Vec<Answered> = chunks.iter().map(|chunk| ledger.chunk(*chunk)).collect::<Result<_, _>>()?;
+            let group = chunks.iter().filter_map(|chunk| ledger.chunk(*chunk).transpose());
+            let group: Vec<Answered> = group.collect::<Result<_, _>>()?;
             let encoded = Encoded::of(group, &self.encoder)?;
             if let Block::Lines(lines) = encoded.block {
                 self.file.append(&lines).map_err(|error| self.output.error(error))?;

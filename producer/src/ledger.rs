@@ -144,7 +144,7 @@ impl Ledger {
     /// # Errors
     /// When it is in use, no ledger, or the file can't be made.
     pub fn open_or_create(path: &Path) -> Result<Self, LedgerError> {
-        Self::open_with(path, "WAL")
+        Self::open_with(path, Some("WAL"))
     }
 
     /// Opens the ledger at `path` for replies alone: many bytes at a time, which a log would write twice.
@@ -152,13 +152,25 @@ impl Ledger {
     /// # Errors
     /// When it is absent, in use, or no ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        Self::open_present(path, Some("TRUNCATE"))
+    }
+
+    /// Opens the ledger at `path` to look into it: it stays as it is.
+    ///
+    /// # Errors
+    /// When it is absent, in use, or no ledger.
+    pub fn look_into(path: &Path) -> Result<Self, LedgerError> {
+        Self::open_present(path, None)
+    }
+
+    fn open_present(path: &Path, journal: Option<&str>) -> Result<Self, LedgerError> {
         if !path.exists() {
             return Err(LedgerError::Missing(path.to_owned()));
         }
-        Self::open_with(path, "TRUNCATE")
+        Self::open_with(path, journal)
     }
 
-    fn open_with(path: &Path, journal: &str) -> Result<Self, LedgerError> {
+    fn open_with(path: &Path, journal: Option<&str>) -> Result<Self, LedgerError> {
         let connection = Connection::open(path).map_err(|error| sqlite_error(path, error))?;
         if connection.is_readonly("main").map_err(|error| sqlite_error(path, error))? {
             return Err(unwritable(path, "it is read-only for this user"));
@@ -188,11 +200,15 @@ impl Ledger {
         }
     }
 
-    /// Sets it up for writing, and makes the tables if there are none.
-    fn prepare(mut self, journal: &str) -> Result<Self, LedgerError> {
-        self.settle_in(journal).map_err(self.named())?;
-        if self.tables().map_err(self.named())? == 0 {
-            self.create_tables().map_err(self.named())?;
+    /// Sets it up for writing, if it is to be written, and makes the tables if there are none.
+    fn prepare(mut self, journal: Option<&str>) -> Result<Self, LedgerError> {
+        if let Some(journal) = journal {
+            self.settle_in(journal).map_err(self.named())?;
+        }
+        match (self.tables().map_err(self.named())?, journal) {
+            (0, None) => return Err(LedgerError::NotALedger(self.path)),
+            (0, Some(_)) => self.create_tables().map_err(self.named())?,
+            _ => {}
         }
         self.load().map_err(self.named())?;
         Ok(self)
@@ -325,8 +341,13 @@ pub fn job_id(submission: &str, chunk: u64) -> JobId {
     JobId::new(format!("{submission}-{chunk:06}")).expect("a submission's id and a number make a job id")
 }
 
+/// The chunk whose job has this id, by the table of ids or by the number in it.
+fn chunk_of_job(ledger: &Connection, own_ids: bool, submission: &str, id: &JobId) -> rusqlite::Result<Option<u64>> {
+    if own_ids { own_ids::chunk_of(ledger, id) } else { Ok(numbered_chunk(submission, id)) }
+}
+
 /// The chunk that a job id was made from, if it is one of `submission`'s.
-fn chunk_of(submission: &str, id: &JobId) -> Option<u64> {
+fn numbered_chunk(submission: &str, id: &JobId) -> Option<u64> {
     let chunk = id.as_str().strip_prefix(submission)?.strip_prefix('-')?.parse().ok()?;
     (job_id(submission, chunk) == *id).then_some(chunk)
 }

@@ -9,6 +9,7 @@ use inferq_producer::connect::say;
 use inferq_producer::outcome::{Error, Outcome};
 use inferq_producer::paint::{Paint, When};
 use inferq_producer::{bench, collect, dead, explain, help, manual, run, setup, status, submit};
+use inferq_worker::heaps;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -57,8 +58,13 @@ enum Command {
     Man(manual::ManArgs),
 }
 
+fn main() -> ExitCode {
+    heaps::bound();
+    run_process()
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn run_process() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| {
         // Closed streams are no reason to fail differently.
         let _ = error.print();

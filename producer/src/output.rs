@@ -21,7 +21,7 @@ use crate::ledger::{Answered, Ledger, Selection};
 use crate::outcome::Error;
 use crate::progress::{Progress, Tally as Done, Total};
 use crate::rows::{Rows, Tally};
-use crate::sink::{Block, Encoder, Format, Kind, Output, Reserved, Sink};
+use crate::sink::{Block, BlockSize, Encoder, Format, Kind, Output, Reserved, Sink};
 use crate::submit::encoding;
 
 /// Where rows go.
@@ -57,9 +57,6 @@ pub struct Target {
     /// Absent when the output is followed.
     whole: Option<Reserved>,
 }
-
-/// Rows of a block, at most: what a reader of Parquet likes to skip at once.
-const BLOCK_ROWS: u64 = 65_536;
 
 impl OutputArgs {
     /// The output as the flags name it.
@@ -266,7 +263,7 @@ fn write(
         }
         drop(waiting);
         let writing = scope.spawn(move || write_blocks(promised, sink, failures, progress));
-        let read = read_groups(ledger, selection, encoder.block_bytes(), stop, |group| {
+        let read = read_groups(ledger, selection, encoder.block_size(), stop, |group| {
             let (done, promise) = sync_channel(1);
             work.send((group, done)).ok().and_then(|()| promises.send(promise).ok())
         });
@@ -310,7 +307,7 @@ fn encode_groups(waiting: &Mutex<Receiver<Work>>, encoder: &Encoder) {
 fn read_groups(
     ledger: &Ledger,
     selection: Selection,
-    bytes_max: usize,
+    block: BlockSize,
     stop: &CancellationToken,
     mut hand_over: impl FnMut(Vec<Answered>) -> Option<()>,
 ) -> Result<(), Error> {
@@ -320,7 +317,7 @@ fn read_groups(
         bytes += answered.reply.as_ref().map_or(0, Vec::len);
         rows += answered.items + answered.bad.len() as u64;
         group.push(answered);
-        if bytes < bytes_max && rows < BLOCK_ROWS {
+        if bytes < block.reply_bytes && rows < block.rows {
             return Ok(());
         }
         (bytes, rows) = (0, 0);

@@ -220,6 +220,15 @@ pub enum Block {
     Columns(parquet::RowGroup),
 }
 
+/// How large a block grows, at most and by one job.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockSize {
+    /// Bytes of the replies that are in it.
+    pub reply_bytes: usize,
+    /// Its rows.
+    pub rows: u64,
+}
+
 impl Encoder {
     /// For rows of this kind; a Parquet file has one, which its first result decides.
     pub fn new(format: Format, encoding: Encoding, kind: Kind) -> Self {
@@ -229,11 +238,11 @@ impl Encoder {
         }
     }
 
-    /// The bytes of replies that make a good block: a row group is worth less the smaller it is, lines are not.
-    pub fn block_bytes(&self) -> usize {
+    /// What makes a good block: a row group is worth less the smaller it is, lines are not.
+    pub fn block_size(&self) -> BlockSize {
         match self {
-            Self::Columns(_) => 32 << 20,
-            Self::Lines(_) | Self::Nothing => 4 << 20,
+            Self::Columns(_) => BlockSize { reply_bytes: 32 << 20, rows: 65_536 },
+            Self::Lines(_) | Self::Nothing => BlockSize { reply_bytes: 1 << 20, rows: 8_192 },
         }
     }
 

@@ -101,7 +101,7 @@ const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Dur
 /// Waiting for so long is worth a line.
 const SAY_AFTER: Duration = Duration::from_secs(3);
 /// Publishes that wait for their confirm.
-const GROUPS_IN_FLIGHT: usize = 4;
+const GROUPS_IN_FLIGHT: usize = 2;
 /// How often progress is told when nothing else happens.
 const BEAT: Duration = Duration::from_secs(1);
 

@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod engine;
 pub mod fitness;
 pub mod health;
+pub mod heaps;
 pub mod herald;
 pub mod in_flight;
 pub mod intake;

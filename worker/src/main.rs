@@ -6,6 +6,7 @@ use clap::Parser;
 use inferq_shared::telemetry::{self, Telemetry};
 use inferq_worker::config::{Cli, Config};
 use inferq_worker::health::Health;
+use inferq_worker::heaps;
 use inferq_worker::serve::{ServeError, connect, serve};
 use inferq_worker::signals;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    bound_heaps();
+    heaps::bound();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -42,24 +43,8 @@ fn main() -> ExitCode {
 /// As tokio makes it, but with few threads for blocking work: decoding, tokenising and encoding keep a core busy each, and
 /// every thread more keeps memory of its own.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(cores() + 1).build()
+    tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(heaps::cores() + 1).build()
 }
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// One heap for eight cores. glibc keeps up to eight for each core, and what one thread allocates and another frees spreads
-/// over all of them: a worker's memory grew for as long as it had work. Must run before there are other threads.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn bound_heaps() {
-    let heaps = i32::try_from(cores().div_ceil(8)).unwrap_or(i32::MAX);
-    // SAFETY: it sets a number that the allocator reads when a thread allocates for the first time.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, heaps) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn bound_heaps() {}
 
 async fn run(config: Config, telemetry: Telemetry) -> u8 {
     let stop = CancellationToken::new();

@@ -6,7 +6,7 @@
 use inferq_shared::job::JobId;
 use rusqlite::{OptionalExtension, Row};
 
-use super::{Answered, Ledger, LedgerError, chunk_of, own_ids};
+use super::{Answered, Ledger, LedgerError, chunk_of_job};
 
 /// What a ledger knows of a job or item.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,15 +47,9 @@ impl Ledger {
     fn by_job(&self, name: &str) -> rusqlite::Result<Option<Spot>> {
         let (job, rest) = name.split_once('/').map_or((name, None), |(job, rest)| (job, Some(rest)));
         let Ok(job) = JobId::new(job) else { return Ok(None) };
-        let chunk = self.chunk_of_job(&job)?;
+        let submission = self.submission().unwrap_or_default();
+        let chunk = chunk_of_job(&self.connection, self.own_ids, submission, &job)?;
         Ok(chunk.and_then(|chunk| spot(chunk, rest)))
-    }
-
-    fn chunk_of_job(&self, job: &JobId) -> rusqlite::Result<Option<u64>> {
-        if self.own_ids {
-            return own_ids::chunk_of(&self.connection, job);
-        }
-        Ok(self.submission().and_then(|submission| chunk_of(submission, job)))
     }
 
     /// By an id that the input gives.
@@ -78,10 +72,8 @@ impl Ledger {
 
     fn found(&self, spot: Spot) -> Result<Option<Found>, LedgerError> {
         let Spot { chunk, item, bad } = spot;
-        if !self.has_chunk(chunk)? {
-            return Ok(None);
-        }
-        let found = Found { chunk, answered: self.chunk(chunk)?, item, bad };
+        let Some(answered) = self.chunk(chunk)? else { return Ok(None) };
+        let found = Found { chunk, answered, item, bad };
         let is_there = |found: &Found| {
             item.is_none_or(|item| item < found.answered.items)
                 && bad.is_none_or(|bad| found.answered.bad.iter().any(|(index, ..)| *index == bad))

@@ -9,7 +9,7 @@ use inferq_shared::reply::{Reply, ReplyError, Status};
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, Ledger, LedgerError, chunk_of, job_id, own_ids};
+use super::{Counts, Ledger, LedgerError, chunk_of_job, job_id, own_ids};
 
 /// What the ledger wants to know of a reply.
 #[derive(Debug, Clone)]
@@ -121,10 +121,7 @@ impl Ledger {
         let transaction = self.connection.transaction().map_err(&named)?;
         let mut recorded = Vec::with_capacity(answers.len());
         for answer in answers {
-            let chunk = match self.own_ids {
-                true => own_ids::chunk_of(&transaction, &answer.id).map_err(&named)?,
-                false => chunk_of(&submission, &answer.id),
-            };
+            let chunk = chunk_of_job(&transaction, self.own_ids, &submission, &answer.id).map_err(&named)?;
             let fate = chunk.map_or(Ok(Recorded::Unknown), |chunk| keep_best(&transaction, chunk, answer, &mut counts));
             recorded.push(fate.map_err(&named)?);
         }
@@ -170,23 +167,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether `chunk` is confirmed.
+    /// One chunk, if it is confirmed: what was asked, and the best reply.
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn has_chunk(&self, chunk: u64) -> Result<bool, LedgerError> {
-        let select = "SELECT 1 FROM jobs WHERE chunk = ?1";
-        self.connection.prepare_cached(select).and_then(|mut select| select.exists([chunk])).map_err(self.named())
-    }
-
-    /// One chunk that is confirmed: what was asked, and the best reply.
-    ///
-    /// # Errors
-    /// When the file can't be read.
-    pub fn chunk(&self, chunk: u64) -> Result<Answered, LedgerError> {
+    pub fn chunk(&self, chunk: u64) -> Result<Option<Answered>, LedgerError> {
         let select = format!("{ANSWERED} WHERE j.chunk = ?1");
         let answered = |select: &mut rusqlite::Statement<'_>| select.query_row([chunk], |row| self.answered(row));
-        self.connection.prepare_cached(&select).and_then(|mut select| answered(&mut select)).map_err(self.named())
+        let found = self.connection.prepare_cached(&select).and_then(|mut select| answered(&mut select).optional());
+        found.map_err(self.named())
     }
 
     /// The first result of all, in the reply that holds it.

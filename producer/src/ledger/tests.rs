@@ -66,6 +66,24 @@ fn record(ledger: &mut Ledger, reply: &Reply) -> Recorded {
 }
 
 #[test]
+fn looking_into_a_ledger_changes_no_byte_of_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("l.db");
+    let mut ledger = begun(&path);
+    ledger.record_confirmed(&[Confirmed::of(&chunk(0, &[None]))]).expect("durable");
+    drop(ledger);
+    let before = std::fs::read(&path).expect("a file");
+    let ledger = Ledger::look_into(&path).expect("the same ledger");
+    assert!(ledger.look_up("s1-000000").expect("readable").is_some());
+    drop(ledger);
+    assert!(std::fs::read(&path).expect("a file") == before);
+    let empty = dir.path().join("empty.db");
+    std::fs::write(&empty, "").expect("written");
+    assert!(matches!(Ledger::look_into(&empty), Err(LedgerError::NotALedger(_))));
+    assert!(std::fs::read(&empty).expect("a file").is_empty());
+}
+
+#[test]
 fn what_was_recorded_is_there_when_opened_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("l.db");

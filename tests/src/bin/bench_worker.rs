@@ -136,7 +136,8 @@ fn inferq_run(model: &str, input: &Path) -> Result<Ran> {
     }
     let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let ended = lines.iter().rev().find(|line| line["message"] == "line ended").with_context(|| log.to_string())?;
-    let lengths = lines.iter().filter(|line| line["message"] == "batch ran").filter_map(|line| line["lengths"].as_str());
+    let lengths =
+        lines.iter().filter(|line| line["message"] == "batch ran").filter_map(|line| line["lengths"].as_str());
     let peak_kib: f64 = String::from_utf8_lossy(&timed.stdout).lines().last().unwrap_or_default().trim().parse()?;
     std::fs::remove_file(output)?;
     Ok(Ran {
