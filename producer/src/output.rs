@@ -255,7 +255,7 @@ fn write(
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let (work, waiting) = sync_channel::<Work>(0);
     let waiting = Arc::new(Mutex::new(waiting));
-    let (promises, promised) = sync_channel::<Promise>(threads);
+    let (promises, promised) = sync_channel::<Promise>(1);
     thread::scope(|scope| {
         for _ in 0..threads {
             let waiting = waiting.clone();
