@@ -51,6 +51,8 @@ const RESERVED: &[Reserved] = &[
             // Its caller awaits the closure to its end.
             "worker/src/offload.rs",
             "shared/src/broker/",
+            // Files as objects: its caller awaits the closure to its end.
+            "shared/src/bucket/file.rs",
             "producer/src/main.rs",
             "producer/src/submit",
             "producer/src/collect",
@@ -70,6 +72,9 @@ const PURE: &[&str] = &[
     "shared/src/reply",
     "shared/src/backoff",
     "shared/src/presence",
+    "shared/src/bucket/uri",
+    "shared/src/bucket/allow",
+    "shared/src/bucket/error",
     "worker/src/batch",
     "producer/src/chunk",
     "producer/src/source/parse",
