@@ -167,7 +167,9 @@ async fn patiently<T, F: Future<Output = Result<T, BucketError>>>(attempt: impl 
     for retry in 0.. {
         match attempt().await {
             Err(e) if e.is_transient() && start.elapsed() < PATIENCE => {
-                tokio::time::sleep(BACKOFF.delay(retry, &mut rand::rng())).await;
+                // The generator stays on its thread, so it must be gone before anything is waited for.
+                let wait = BACKOFF.delay(retry, &mut rand::rng());
+                tokio::time::sleep(wait).await;
             }
             outcome => return outcome,
         }
