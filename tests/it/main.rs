@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets what it does not expect should stop there")]
 
 mod bad_input;
+mod buckets;
 mod contract;
 mod documents;
 mod durability;

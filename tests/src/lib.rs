@@ -1,11 +1,12 @@
 //! The harness of inferq's tests: what they need to run a broker or a process for real.
 //!
 //! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
-//! [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
+//! [`endpoints`], places for objects; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
 //! [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
+pub mod endpoints;
 pub mod figures;
 pub mod history;
 pub mod namespace;
