@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use inferq_shared::columns::Kind;
 use inferq_shared::job::Encoding;
 use inferq_shared::reply::Reply;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::ledger::{Answered, Ledger, Selection};
 use crate::outcome::Error;
 use crate::progress::{Progress, Tally as Done, Total};
 use crate::rows::{Rows, Tally};
-use crate::sink::{Block, BlockSize, Encoder, Format, Kind, Output, Reserved, Sink};
+use crate::sink::{Block, BlockSize, Encoder, Format, Output, Reserved, Sink};
 use crate::submit::encoding;
 
 /// Where rows go.
@@ -168,7 +169,7 @@ impl Target {
 fn kind(ledger: &Ledger) -> Result<Kind, Error> {
     let body = ledger.first_result()?;
     // One that can't be read is named with its job when its rows are made.
-    Ok(body.and_then(|body| Reply::decode(&body).ok()).map_or(Kind::Unknown, |reply| Kind::of(&reply)))
+    Ok(body.and_then(|body| Reply::decode(&body).ok()).map_or(Kind::Unknown, |reply| Kind::of(&reply.results)))
 }
 
 /// The list of failures: a file that is only there when it has a line.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
+use inferq_shared::columns;
 use inferq_shared::job::{Encoding, JobId};
 use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Timings};
 use serde::Serialize;
@@ -105,6 +106,16 @@ impl Tally {
         self.failed.values().sum()
     }
 
+    /// What computed them, as a file's metadata names it.
+    pub fn models(&self) -> String {
+        joined(self.origins.iter().map(|(model, _)| model.as_str()))
+    }
+
+    /// The revisions of those models.
+    pub fn revisions(&self) -> String {
+        joined(self.origins.iter().map(|(_, revision)| revision.as_str()))
+    }
+
     fn add_origin(&mut self, origin: (String, String)) {
         if self.origins.len() < ORIGINS {
             self.origins.insert(origin);
@@ -124,6 +135,12 @@ impl Tally {
         }
         tally
     }
+}
+
+fn joined<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<_> = names.collect();
+    names.dedup();
+    names.join(", ")
 }
 
 impl Slow {
@@ -185,6 +202,19 @@ impl Rows {
             let place = place_of(&self.place, row.index - first);
             Some(Failure { id: &row.id, index: row.index, place, code, message })
         })
+    }
+}
+
+impl<'a> From<&'a Row> for columns::Row<'a> {
+    fn from(row: &'a Row) -> Self {
+        Self {
+            id: &row.id,
+            index: row.index,
+            embedding: row.embedding.as_ref(),
+            labels: row.labels.as_deref(),
+            error: row.error.as_ref(),
+            tokens: row.tokens,
+        }
     }
 }
 

@@ -10,15 +10,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use inferq_shared::columns::{Columns, ColumnsError, Kind, RowGroup, Writer};
 use inferq_shared::job::Encoding;
 
-use self::parquet::Columns;
 use crate::outcome::Error;
 use crate::rows::{Rows, Tally};
-
-mod parquet;
-
-pub use self::parquet::Kind;
 
 /// Where rows go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,7 +213,7 @@ pub enum Block {
     /// Whole lines.
     Lines(Vec<u8>),
     /// A row group.
-    Columns(parquet::RowGroup),
+    Columns(RowGroup),
 }
 
 /// How large a block grows, at most and by one job.
@@ -254,7 +250,7 @@ impl Encoder {
         match self {
             Self::Nothing => groups.try_for_each(|rows| rows.map(drop)).map(|()| Block::Lines(Vec::new())),
             Self::Lines(encoding) => lines(groups, *encoding).map(Block::Lines),
-            Self::Columns(columns) => columns.encode(groups).map(Block::Columns),
+            Self::Columns(columns) => row_group(columns, groups).map(Block::Columns),
         }
     }
 }
@@ -270,6 +266,21 @@ fn lines(groups: impl Iterator<Item = Result<Rows, Error>>, encoding: Encoding) 
     Ok(text)
 }
 
+fn row_group(columns: &Columns, groups: impl Iterator<Item = Result<Rows, Error>>) -> Result<RowGroup, Error> {
+    let mut row_group = columns.rows().map_err(refused_row)?;
+    for rows in groups {
+        rows?.rows.iter().try_for_each(|row| row_group.push(row.into())).map_err(refused_row)?;
+    }
+    row_group.finish().map_err(refused_row)
+}
+
+fn refused_row(error: ColumnsError) -> Error {
+    match error {
+        ColumnsError::Misfit(message) => Error::Usage(format!("{message}; collect into JSONL (--output-format jsonl)")),
+        error => Error::io("can't encode rows", io::Error::other(error)),
+    }
+}
+
 /// Appends blocks to an output.
 pub struct Sink {
     file: Writing,
@@ -279,7 +290,7 @@ pub struct Sink {
 enum Writing {
     Lines(BufWriter<Box<dyn Write + Send>>),
     Zstd(zstd::Encoder<'static, Box<dyn Write + Send>>),
-    Columns(parquet::Writer),
+    Columns(Writer<Box<dyn Write + Send>>),
     Nothing,
 }
 
@@ -328,7 +339,7 @@ impl Sink {
         let written = match file {
             Writing::Lines(mut file) => file.flush(),
             Writing::Zstd(file) => file.finish().and_then(|mut file| file.flush()),
-            Writing::Columns(file) => file.finish(tally),
+            Writing::Columns(file) => file.finish(tally.models(), tally.revisions()).map(drop),
             Writing::Nothing => Ok(()),
         };
         written.map_err(|error| output.error(error))

@@ -3,6 +3,7 @@
 //! - [`job`] and [`reply`]: the wire format, version 1, with its limits.
 //! - [`broker`]: the seam over every queue: publishers, consumers, deliveries and the leases that settle them.
 //! - [`bucket`]: objects by address, in clouds and folders, and who may name them.
+//! - [`columns`]: results as Parquet.
 //! - [`presence`]: what a worker says of itself for others to read.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`telemetry`]: logs and metrics, and the names they use.
@@ -14,6 +15,7 @@
 pub mod backoff;
 pub mod broker;
 pub mod bucket;
+pub mod columns;
 pub mod job;
 pub mod presence;
 pub mod reply;

@@ -27,8 +27,8 @@ const RESERVED: &[Reserved] = &[
     },
     Reserved {
         words: &["parquet::", "arrow_array", "arrow_schema", "flate2::", "zstd::"],
-        only_in: &["producer/src/source/", "producer/src/sink"],
-        rule: "only the producer's sources and sinks name formats of files",
+        only_in: &["producer/src/source/", "producer/src/sink", "shared/src/columns"],
+        rule: "only the producer's sources and sinks, and the columns of results, name formats of files",
     },
     Reserved { words: &["object_store"], only_in: &["shared/src/bucket"], rule: "only bucket names object_store" },
     Reserved {

@@ -1,6 +1,6 @@
-//! Rows as Parquet: the schema, row groups that any thread can encode, and the file that they are appended to.
+//! Results as Parquet: the schema, row groups that any thread can encode, and the file that they are appended to.
 //!
-//! In: rows whose results are of one [`Kind`]. Out: the columns `id`, `index`, `embedding` (or `labels`), `tokens`,
+//! In: [`Row`]s whose results are of one [`Kind`]. Out: the columns `id`, `index`, `embedding` (or `labels`), `tokens`,
 //! `error_code` and `error_message`, compressed with zstd, and the models and revisions in the file's metadata. A result
 //! that is null has an error. It never holds more than the row groups in work.
 
@@ -12,7 +12,6 @@ use arrow_array::builder::{
     FixedSizeListBuilder, Float32Builder, Int32Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
 };
 use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
-use inferq_shared::reply::{Label, Reply};
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, ZstdLevel};
@@ -22,8 +21,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{ColumnPath, TypePtr};
 
-use crate::outcome::Error;
-use crate::rows::{Row, Rows, Tally};
+use crate::reply::{Embedding, ItemResult, Label, ReplyError};
 
 /// What the results of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +35,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What the first result of `reply` is.
-    pub fn of(reply: &Reply) -> Self {
-        let kind = reply.results.iter().find_map(|result| match (&result.embedding, &result.labels) {
+    /// What the first of a job's results is.
+    pub fn of(results: &[ItemResult]) -> Self {
+        let kind = results.iter().find_map(|result| match (&result.embedding, &result.labels) {
             (Some(embedding), _) => Some(Self::Embedding(embedding.values().len())),
             (None, Some(_)) => Some(Self::Labels),
             (None, None) => None,
@@ -48,7 +46,51 @@ impl Kind {
     }
 }
 
-/// Encodes row groups.
+/// One item's row.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// The item's id.
+    pub id: &'a str,
+    /// The item's place, from 0.
+    pub index: u64,
+    /// Its vector.
+    pub embedding: Option<&'a Embedding>,
+    /// A classifier's scores.
+    pub labels: Option<&'a [Label]>,
+    /// Why there is neither.
+    pub error: Option<&'a ReplyError>,
+    /// Tokens the model read.
+    pub tokens: Option<u32>,
+}
+
+impl<'a> From<&'a ItemResult> for Row<'a> {
+    fn from(result: &'a ItemResult) -> Self {
+        Self {
+            id: &result.id,
+            index: result.index.into(),
+            embedding: result.embedding.as_ref(),
+            labels: result.labels.as_deref(),
+            error: result.error.as_ref(),
+            tokens: result.tokens,
+        }
+    }
+}
+
+/// Why rows are not in the file.
+#[derive(Debug, thiserror::Error)]
+pub enum ColumnsError {
+    /// A column has one type, and this row's result is of another.
+    #[error("{0}")]
+    Misfit(String),
+    /// They could not be encoded.
+    #[error("can't encode rows as Parquet: {0}")]
+    Encode(#[from] ParquetError),
+    /// They could not be written.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Makes row groups of one schema, and files of them.
 pub struct Columns {
     kind: Kind,
     schema: SchemaRef,
@@ -57,11 +99,18 @@ pub struct Columns {
     row_groups: ArrowRowGroupWriterFactory,
 }
 
+/// Rows that are being encoded.
+pub struct Rows<'a> {
+    columns: &'a Columns,
+    writers: Vec<ArrowColumnWriter>,
+    batch: Batch,
+}
+
 /// Encoded rows.
 pub struct RowGroup(Vec<ArrowColumnChunk>);
 
 /// The file.
-pub(super) struct Writer(SerializedFileWriter<Box<dyn Write + Send>>);
+pub struct Writer<W: Write + Send>(SerializedFileWriter<W>);
 
 /// Rows that become arrays at a time: enough to encode them fast, few enough to hold them beside the replies.
 const ROWS: usize = 1024;
@@ -81,60 +130,93 @@ impl Columns {
     }
 
     /// Starts a file.
-    pub(super) fn start(&self, file: Box<dyn Write + Send>) -> io::Result<Writer> {
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn start<W: Write + Send>(&self, file: W) -> io::Result<Writer<W>> {
         Ok(Writer(SerializedFileWriter::new(file, self.root.clone(), self.properties.clone())?))
     }
 
-    /// Encodes rows as one row group.
-    pub(super) fn encode(&self, groups: impl Iterator<Item = Result<Rows, Error>>) -> Result<RowGroup, Error> {
-        let mut columns = self.row_groups.create_column_writers(0).map_err(encoding)?;
-        let mut batch = Batch::new(self.kind);
-        for rows in groups {
-            rows?.rows.iter().try_for_each(|row| batch.push(row, self.kind))?;
-            if batch.rows >= ROWS {
-                self.write(&mut columns, &mut batch).map_err(encoding)?;
-            }
+    /// Starts a row group.
+    ///
+    /// # Errors
+    /// When the schema can't be encoded.
+    pub fn rows(&self) -> Result<Rows<'_>, ColumnsError> {
+        Ok(Rows { columns: self, writers: self.row_groups.create_column_writers(0)?, batch: Batch::new(self.kind) })
+    }
+}
+
+impl Rows<'_> {
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// When its result is of another kind.
+    pub fn push(&mut self, row: Row<'_>) -> Result<(), ColumnsError> {
+        self.batch.push(row, self.columns.kind)?;
+        if self.batch.rows >= ROWS {
+            self.write()?;
         }
-        self.write(&mut columns, &mut batch).map_err(encoding)?;
-        let chunks = columns.into_iter().map(ArrowColumnWriter::close).collect::<Result<_, _>>();
-        chunks.map(RowGroup).map_err(encoding)
+        Ok(())
     }
 
-    fn write(&self, columns: &mut [ArrowColumnWriter], batch: &mut Batch) -> Result<(), ParquetError> {
-        let mut columns = columns.iter_mut();
-        for (field, array) in self.schema.fields().iter().zip(batch.finish()) {
+    /// Ends the row group.
+    ///
+    /// # Errors
+    /// When it can't be encoded.
+    pub fn finish(mut self) -> Result<RowGroup, ColumnsError> {
+        self.write()?;
+        let chunks: Result<_, ParquetError> = self.writers.into_iter().map(ArrowColumnWriter::close).collect();
+        Ok(RowGroup(chunks?))
+    }
+
+    fn write(&mut self) -> Result<(), ParquetError> {
+        let mut writers = self.writers.iter_mut();
+        for (field, array) in self.columns.schema.fields().iter().zip(self.batch.finish()) {
             for leaf in compute_leaves(field, &array)? {
-                columns.next().expect("a writer a leaf").write(&leaf)?;
+                writers.next().expect("a writer a leaf").write(&leaf)?;
             }
         }
         Ok(())
     }
 }
 
-fn encoding(error: ParquetError) -> Error {
-    Error::io("can't encode rows as Parquet", error.into())
-}
-
-impl Writer {
-    pub(super) fn append(&mut self, rows: RowGroup) -> io::Result<()> {
+impl<W: Write + Send> Writer<W> {
+    /// Appends a row group.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn append(&mut self, rows: RowGroup) -> io::Result<()> {
         let mut row_group = self.0.next_row_group()?;
         rows.0.into_iter().try_for_each(|column| column.append_to_row_group(&mut row_group))?;
         row_group.close()?;
         Ok(())
     }
 
-    pub(super) fn finish(mut self, tally: &Tally) -> io::Result<()> {
-        let joined = |of: fn(&(String, String)) -> &str| {
-            let mut names: Vec<_> = tally.origins.iter().map(of).collect();
-            names.dedup();
-            names.join(", ")
-        };
-        for (name, value) in [("inferq.model", joined(|(model, _)| model)), ("inferq.revision", joined(|(_, r)| r))] {
+    /// Ends the file, which names the models and revisions that computed its rows, and gives back what it was written to.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn finish(mut self, models: String, revisions: String) -> io::Result<W> {
+        for (name, value) in [("inferq.model", models), ("inferq.revision", revisions)] {
             self.0.append_key_value_metadata(KeyValue::new(name.to_owned(), value));
         }
-        self.0.finish()?;
-        self.0.inner_mut().flush()
+        let mut file = self.0.into_inner()?;
+        file.flush()?;
+        Ok(file)
     }
+}
+
+/// A job's results as a whole file.
+///
+/// # Errors
+/// When they are not of one kind.
+pub fn file(results: &[ItemResult], model: &str, revision: &str) -> Result<Vec<u8>, ColumnsError> {
+    let columns = Columns::new(Kind::of(results));
+    let mut rows = columns.rows()?;
+    results.iter().try_for_each(|result| rows.push(result.into()))?;
+    let mut file = columns.start(Vec::new())?;
+    file.append(rows.finish()?)?;
+    Ok(file.finish(model.to_owned(), revision.to_owned())?)
 }
 
 fn properties() -> WriterProperties {
@@ -218,14 +300,14 @@ impl Batch {
         }
     }
 
-    fn push(&mut self, row: &Row, kind: Kind) -> Result<(), Error> {
+    fn push(&mut self, row: Row<'_>, kind: Kind) -> Result<(), ColumnsError> {
         self.results.push(row, kind)?;
         self.rows += 1;
-        self.id.append_value(&row.id);
+        self.id.append_value(row.id);
         self.index.append_value(row.index.cast_signed());
         self.tokens.append_option(row.tokens.map(|tokens| i32::try_from(tokens).unwrap_or(i32::MAX)));
-        self.error_code.append_option(row.error.as_ref().map(|error| &error.code));
-        self.error_message.append_option(row.error.as_ref().map(|error| &error.message));
+        self.error_code.append_option(row.error.map(|error| &error.code));
+        self.error_message.append_option(row.error.map(|error| &error.message));
         Ok(())
     }
 
@@ -257,8 +339,8 @@ impl Results {
         }
     }
 
-    fn push(&mut self, row: &Row, kind: Kind) -> Result<(), Error> {
-        match (self, kind, &row.embedding, &row.labels) {
+    fn push(&mut self, row: Row<'_>, kind: Kind) -> Result<(), ColumnsError> {
+        match (self, kind, row.embedding, row.labels) {
             (Self::Embedding(lists), Kind::Embedding(dimensions), None, None) => {
                 lists.values().append_value_n(0.0, dimensions);
                 lists.append(false);
@@ -297,8 +379,8 @@ fn push_label(labels: &mut StructBuilder, label: &Label) {
 }
 
 /// A column has one type: what came is another one.
-fn misfit(row: &Row, kind: Kind) -> Error {
-    let is = match (&row.embedding, &row.labels) {
+fn misfit(row: Row<'_>, kind: Kind) -> ColumnsError {
+    let is = match (row.embedding, row.labels) {
         (Some(embedding), _) => format!("an embedding of {} numbers", embedding.values().len()),
         (None, Some(_)) => "labels".to_owned(),
         (None, None) => "no result".to_owned(),
@@ -308,9 +390,8 @@ fn misfit(row: &Row, kind: Kind) -> Error {
         Kind::Labels => "have labels".to_owned(),
         Kind::Unknown => "have none".to_owned(),
     };
-    Error::Usage(format!(
-        "item {} at index {} has {is}, the items before it {others}: a Parquet column holds one kind; collect into JSONL \
-         (--output-format jsonl)",
+    ColumnsError::Misfit(format!(
+        "item {} at index {} has {is}, the items before it {others}: a Parquet column holds one kind",
         row.id, row.index
     ))
 }
