@@ -13,6 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::broker::BrokerError;
+use crate::bucket::BucketError;
 
 mod cloud;
 pub mod story;
@@ -51,6 +52,10 @@ pub mod metric {
     pub const DEAD_LETTERS: &str = "inferq_dead_letters_total";
     /// Calls to the broker that failed, by `call`.
     pub const BROKER_FAILURES: &str = "inferq_broker_failures_total";
+    /// Calls to buckets that failed, by `call`.
+    pub const BUCKET_FAILURES: &str = "inferq_bucket_failures_total";
+    /// Objects of results, by `result`: put, or there already.
+    pub const OBJECTS: &str = "inferq_objects_total";
     /// What is in flight, by `unit`: jobs, bytes, tokens.
     pub const IN_FLIGHT: &str = "inferq_in_flight";
     /// 1 for the state that the worker is in, by `state`.
@@ -139,6 +144,8 @@ fn describe() {
     describe_counter!(metric::RELEASES, "Jobs given back unanswered, by reason");
     describe_counter!(metric::DEAD_LETTERS, "Dead letters, by reason");
     describe_counter!(metric::BROKER_FAILURES, "Calls to the broker that failed, by call");
+    describe_counter!(metric::BUCKET_FAILURES, "Calls to buckets that failed, by call");
+    describe_counter!(metric::OBJECTS, "Objects of results, by result: put, or there already");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
     describe_gauge!(metric::STATE, "1 for the state that the worker is in");
     describe_gauge!(metric::STARTUP_SECONDS, "Seconds that each start-up phase took");
@@ -161,6 +168,12 @@ impl Telemetry {
 pub fn broker_failed(call: &'static str, error: &BrokerError) {
     counter!(metric::BROKER_FAILURES, "call" => call).increment(1);
     tracing::warn!(call, %error, "the broker failed; trying again");
+}
+
+/// A call to a bucket failed and will be tried again.
+pub fn bucket_failed(call: &'static str, error: &BucketError) {
+    counter!(metric::BUCKET_FAILURES, "call" => call).increment(1);
+    tracing::warn!(call, %error, "the bucket failed; trying again");
 }
 
 /// A batch of so many items goes to a replica; it might have had `tokens_max` padded tokens.

@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use inferq_shared::broker::memory::MemoryBroker;
 use inferq_shared::broker::{ConsumeOptions, Consumer, Message, Publisher, Pull, QueueNames, QueueOptions};
+use inferq_shared::bucket::Buckets;
 use inferq_shared::job::attribute;
 use inferq_worker::clock::Clock;
 use inferq_worker::health::Health;
@@ -285,6 +286,7 @@ impl<'a> World<'a> {
         Parts {
             consumer,
             publisher,
+            buckets: Buckets::with_options([]),
             replicas: (0..self.scenario.replicas).map(|_| replica()).collect(),
             tokenizer: Arc::new(tokenizer()),
             info: Arc::new(engine::info()),

@@ -1,17 +1,16 @@
 //! The intake stage: has pulls decoded and tokenised on CPU threads, a few at once, and hands them over in their order.
 //!
-//! In: what was received. Out: tickets to dispatch, what leaves the line at once to the outbox. What becomes of a job
+//! In: what was received. Out: tickets to the look stage, what leaves the line at once to the outbox. What becomes of a job
 //! [`crate::intake`] decides; this stage only moves it.
 
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::fitness::Fitness;
 use crate::intake::{Admission, Intake};
 use crate::offload::Offload;
 use crate::pulse::Pulse;
-use crate::ticket::{Outbound, Received, ReleaseReason, Ticket};
+use crate::ticket::{Outbound, Received, Ticket};
 
 /// The stage.
 pub struct Admit {
@@ -19,7 +18,7 @@ pub struct Admit {
     pub intake: Intake,
     /// From receive.
     pub received: mpsc::Receiver<Vec<Received>>,
-    /// To dispatch.
+    /// To the look stage.
     pub tickets: mpsc::Sender<Vec<Ticket>>,
     /// To the outbox.
     pub outbound: mpsc::Sender<Outbound>,
@@ -29,8 +28,6 @@ pub struct Admit {
     pub threads: usize,
     /// Where it is done.
     pub offload: Offload,
-    /// Stop working.
-    pub working: CancellationToken,
     /// Beats with each job; while there are none, while the stage turns.
     pub pulse: Pulse,
 }
@@ -85,13 +82,8 @@ impl Admit {
         if tickets.is_empty() {
             return;
         }
-        // Dispatch is gone only when the device is lost or the drain limit has come: then the jobs go back unspent.
-        if let Err(unsent) = self.tickets.send(tickets).await {
-            let reason = if self.working.is_cancelled() { ReleaseReason::DrainLimit } else { ReleaseReason::Device };
-            for ticket in unsent.0 {
-                self.send(ticket.case.release(reason)).await;
-            }
-        }
+        // The next stage outlives this one; were it gone, dropping the leases would redeliver the jobs.
+        let _ = self.tickets.send(tickets).await;
     }
 
     async fn send(&self, outbound: Outbound) {

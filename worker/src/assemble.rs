@@ -30,8 +30,13 @@ impl Signature {
 
     /// The reply to a job that was not run.
     pub fn refusal(&self, case: &Case, items: usize, status: Status, error: ReplyError) -> Reply {
+        Reply { status, error: Some(error), ..self.uncomputed(case, items) }
+    }
+
+    /// A reply to a job whose items were not run here; what became of it is still to be said.
+    pub fn uncomputed(&self, case: &Case, items: usize) -> Reply {
         let usage = Usage { items: u32::try_from(items).unwrap_or(u32::MAX), tokens: 0 };
-        Reply { error: Some(error), ..self.reply(case, status, usage, Run::default()) }
+        self.reply(case, Status::Rejected, usage, Run::default())
     }
 
     fn reply(&self, case: &Case, status: Status, usage: Usage, run: Run) -> Reply {
@@ -150,8 +155,10 @@ impl Open {
 impl Case {
     /// Ends the case with its reply.
     pub fn answered(self, reply: Reply) -> Answered {
-        let Self { route, traceparent, submission, lease, hold, at, .. } = self;
-        Answered { reply, route, traceparent, submission, lease, hold, at }
+        let Self { route, object, traceparent, submission, lease, hold, at, .. } = self;
+        // Without results there is nothing to put.
+        let object = object.filter(|_| !reply.results.is_empty());
+        Answered { reply, route, object, traceparent, submission, lease, hold, at }
     }
 }
 

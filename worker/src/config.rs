@@ -5,11 +5,12 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use inferq_shared::broker::BrokerUrl;
+use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
 use crate::batch::BatchLimits;
@@ -24,6 +25,7 @@ pub const EXIT_CODES: &str = "\
 Examples:
   inferq-worker --queue sqlite:///var/lib/inferq/queue.db --model /models/all-MiniLM-L6-v2
   inferq-worker --queue sqlite:queue.db --engine echo --health 127.0.0.1:9090
+  inferq-worker --queue sqlite:queue.db --model MODEL --allow-write s3://bucket/vectors/
 
 Exit codes:
   0   drained after SIGTERM or SIGINT (a second signal exits at once)
@@ -115,6 +117,12 @@ pub struct Args {
     /// A queue that a job may name in reply_to; may be repeated
     #[arg(long, env = "INFERQ_ALLOW_REPLY_QUEUE", value_name = "NAME", value_delimiter = ',')]
     pub allow_reply_queue: Vec<String>,
+    /// A prefix that a job may name in input_uri, such as gs://bucket/texts/; may be repeated
+    #[arg(long, env = "INFERQ_ALLOW_READ", value_name = "PREFIX", value_delimiter = ',')]
+    pub allow_read: Vec<Uri>,
+    /// A prefix that a job may name in reply_to, such as s3://bucket/vectors/; may be repeated
+    #[arg(long, env = "INFERQ_ALLOW_WRITE", value_name = "PREFIX", value_delimiter = ',')]
+    pub allow_write: Vec<Uri>,
     /// The largest job body, in bytes
     #[arg(long, env = "INFERQ_LIMIT_BODY_BYTES", value_name = "BYTES", default_value_t = Limits::default().body_bytes)]
     pub limit_body_bytes: usize,
@@ -130,6 +138,9 @@ pub struct Args {
     /// The largest reply body, in bytes
     #[arg(long, env = "INFERQ_LIMIT_REPLY_BYTES", value_name = "BYTES", default_value_t = Limits::default().reply_bytes)]
     pub limit_reply_bytes: usize,
+    /// The largest object of results, and of all that are put into one bucket at a time, in bytes
+    #[arg(long, env = "INFERQ_LIMIT_OBJECT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
+    pub limit_object_bytes: usize,
     /// Where /healthz, /livez, /metrics and /status are served
     #[arg(long, env = "INFERQ_HEALTH", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub health: SocketAddr,
@@ -228,6 +239,7 @@ impl Args {
             ("--limit-input-bytes", self.limit_input_bytes, 1, 64 << 20),
             ("--limit-metadata-bytes", self.limit_metadata_bytes, 2, 1 << 20),
             ("--limit-reply-bytes", self.limit_reply_bytes, 64 << 10, 64 << 20),
+            ("--limit-object-bytes", self.limit_object_bytes, 64 << 10, 4 << 30),
         ];
         let times = [
             ("--linger-ms", self.linger_ms, 0, 60_000),
@@ -250,10 +262,29 @@ impl Args {
                 self.max_lease_s, self.lease_s
             ));
         }
+        self.check_prefixes()?;
         let ours = [self.queue.queues.jobs.clone(), self.queue.queues.dead()];
         match self.allow_reply_queue.iter().find(|queue| ours.contains(queue)) {
             Some(queue) => Err(format!("--allow-reply-queue {queue} is one of the worker's own queues; name another")),
             None => Ok(()),
+        }
+    }
+
+    /// Every allowed prefix is one, and none that may be written holds the model or lies in it.
+    fn check_prefixes(&self) -> Result<(), String> {
+        let flags = [("--allow-read", &self.allow_read), ("--allow-write", &self.allow_write)];
+        for (flag, prefixes) in flags {
+            if let Some(uri) = prefixes.iter().find(|uri| !uri.is_prefix()) {
+                return Err(format!("{flag} {uri} must be a prefix that ends in /"));
+            }
+        }
+        let Some(model) = &self.model else { return Ok(()) };
+        match self.allow_write.iter().find(|prefix| overlaps(prefix, model)) {
+            None => Ok(()),
+            Some(prefix) => Err(format!(
+                "--allow-write {prefix} would let jobs write where the model lies, {}: allow another folder",
+                model.display()
+            )),
         }
     }
 
@@ -286,6 +317,9 @@ impl Args {
                 },
                 queues: self.queue.queues.clone(),
                 reply_queues: self.allow_reply_queue.clone(),
+                readable: self.allow_read.iter().cloned().collect(),
+                writable: self.allow_write.iter().cloned().collect(),
+                object_bytes: self.limit_object_bytes,
                 attempts_max: self.max_attempts,
                 unfit_limit: seconds(self.unfit_limit_s),
                 clock_skew: Duration::from_millis(self.clock_skew_ms),
@@ -308,6 +342,14 @@ impl Args {
             seed: rand::random(),
         }
     }
+}
+
+/// Whether `prefix` names a folder that holds `folder` or lies in it, links followed.
+fn overlaps(prefix: &Uri, folder: &Path) -> bool {
+    let Some(path) = prefix.path() else { return false };
+    let real = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    let (Ok(ours), Ok(theirs)) = (real(&path), real(folder)) else { return true };
+    ours.starts_with(&theirs) || theirs.starts_with(&ours)
 }
 
 fn in_range(flag: &str, value: u64, least: u64, most: u64) -> Result<(), String> {

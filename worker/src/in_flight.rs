@@ -27,7 +27,7 @@ pub struct Bounds {
 pub struct Counts {
     /// Jobs.
     pub jobs: usize,
-    /// Bytes of bodies.
+    /// Bytes of bodies, and of objects on their way into buckets.
     pub bytes: usize,
     /// Tokens; estimated from bytes until the job is tokenised.
     pub tokens: usize,
@@ -56,6 +56,8 @@ pub struct InFlight {
 pub struct Hold {
     counts: Arc<watch::Sender<Counts>>,
     bytes: usize,
+    /// Bytes that it holds beside its body.
+    carried: usize,
     tokens: usize,
 }
 
@@ -85,7 +87,7 @@ impl InFlight {
             counts.bytes += bytes;
             counts.tokens += tokens;
         });
-        Hold { counts: Arc::clone(&self.counts), bytes, tokens }
+        Hold { counts: Arc::clone(&self.counts), bytes, carried: 0, tokens }
     }
 
     /// What is in flight now.
@@ -148,6 +150,12 @@ impl Hold {
         self.counts.send_modify(|counts| counts.tokens = counts.tokens + tokens - before);
     }
 
+    /// Counts so many bytes beside the body, instead of those before.
+    pub fn carry(&mut self, bytes: usize) {
+        let before = std::mem::replace(&mut self.carried, bytes);
+        self.counts.send_modify(|counts| counts.bytes = counts.bytes + bytes - before);
+    }
+
     /// Bytes of the job's body.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -158,7 +166,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.counts.send_modify(|counts| {
             counts.jobs -= 1;
-            counts.bytes -= self.bytes;
+            counts.bytes -= self.bytes + self.carried;
             counts.tokens -= self.tokens;
         });
     }
@@ -175,6 +183,9 @@ mod tests {
         assert_eq!(account.counts(), Counts { jobs: 1, bytes: 40, tokens: 10 });
         hold.set_tokens(25);
         assert_eq!(account.counts().tokens, 25);
+        hold.carry(7);
+        hold.carry(5);
+        assert_eq!(account.counts().bytes, 45);
         drop(hold);
         assert_eq!(account.counts(), Counts::default());
     }

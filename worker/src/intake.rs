@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inferq_shared::broker::QueueNames;
+use inferq_shared::bucket::{AllowList, Uri};
 use inferq_shared::job::{
-    DecodeErrorKind, Encoding, Input, Inputs, Item, Job, JobId, Limits, Parameters, ReplyTo, attribute,
+    DecodeErrorKind, Encoding, Input, Inputs, Item, Job, JobId, Limits, ObjectFormat, Parameters, ReplyTo, attribute,
 };
 use inferq_shared::reply::{ReplyError, Status};
 use inferq_shared::telemetry::story;
@@ -17,6 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::assemble::Signature;
 use crate::clock::Clock;
 use crate::engine::{ModelInfo, Tokens};
+use crate::object::{self, Source, Target};
 use crate::ticket::{Case, Outbound, Received, ReleaseReason, Ticket, TicketItem};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
@@ -29,6 +31,12 @@ pub struct IntakeSettings {
     pub queues: QueueNames,
     /// Queues that a job may name in `reply_to`.
     pub reply_queues: Vec<String>,
+    /// Prefixes that a job may name in `input_uri`.
+    pub readable: AllowList,
+    /// Prefixes that a job may name in `reply_to`.
+    pub writable: AllowList,
+    /// The most that an object of results can have, in bytes.
+    pub object_bytes: usize,
     /// Attempts after which a job is answered `attempts_exhausted`.
     pub attempts_max: u32,
     /// How long after publishing a job that fits no worker is answered `no_worker`.
@@ -71,6 +79,14 @@ const FLOAT_BYTES_MAX: usize = 16;
 const RESULT_BYTES_MAX: usize = 256;
 /// What a reply holds beside its results and metadata.
 const REPLY_BYTES_MAX: usize = 2048;
+
+/// The flag whose prefixes a job may write to.
+const ALLOW_WRITE: &str = "--allow-write";
+/// The flag whose prefixes a job may read from.
+const ALLOW_READ: &str = "--allow-read";
+
+/// The object that a job's results become.
+type Destination = (Uri, ObjectFormat);
 
 /// Why a job as a whole is not run.
 struct Refusal {
@@ -130,7 +146,7 @@ impl Intake {
         let named = || received.message.attributes.get(attribute::JOB_ID).and_then(|id| JobId::new(id).ok());
         let Some(id) = id.or_else(named) else {
             let reason = format!("{}: {}", refusal.error.code, refusal.error.message);
-            return Admission::Leave(Outbound::Dead { lease: received.lease, hold: received.hold, reason });
+            return Admission::Leave(Outbound::Dead { id: None, lease: received.lease, hold: received.hold, reason });
         };
         let case = self.case(received, id, Parameters::default(), None, Duration::ZERO);
         self.refuse(case, 0, refusal)
@@ -143,18 +159,23 @@ impl Intake {
 
     fn accept(&self, job: Job, received: Received, started: Instant) -> Admission {
         let Job { id, inputs, parameters, reply_to, deadline, metadata, .. } = job;
-        let (route, forbidden) = self.route(&received, reply_to);
+        let (route, destination) = self.route(&received, &id, reply_to);
         let mut case = self.case(received, id, parameters, route, Duration::ZERO);
         case.metadata = metadata;
         let items = match inputs {
             Inputs::Items(items) => items,
-            Inputs::Uri(_) => {
-                let message = "input_uri is not allowed: the operator of this worker allows no prefix to read from";
-                return self.refuse(case, 0, Refusal::rejected("forbidden", message));
-            }
+            Inputs::Uri(uri) => return self.refuse(case, 0, self.unreadable(&uri)),
         };
-        if let Err(refusal) = forbidden.map_or(Ok(()), Err).and_then(|()| self.check(&case, &items, deadline)) {
-            return self.refuse(case, items.len(), refusal);
+        let target = destination.and_then(|destination| {
+            let bytes_max = self.check(&case, &items, deadline, destination.is_some())?;
+            Ok(destination.map(|(uri, format)| {
+                let digest = object::digest(&self.info.name, parameters, Source::Inputs(&items));
+                Box::new(Target { uri, format, digest, bytes_max })
+            }))
+        });
+        match target {
+            Ok(target) => case.object = target,
+            Err(refusal) => return self.refuse(case, items.len(), refusal),
         }
         let items = self.tokenise(&case.id, parameters.truncate, items);
         case.hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
@@ -163,21 +184,48 @@ impl Intake {
         Admission::Run(Ticket { case, items, deadline: deadline.map(|deadline| self.instant_of(deadline)) })
     }
 
-    /// The queue that a job's reply goes to, and why it is not the one it asked for.
-    fn route(&self, received: &Received, reply_to: Option<ReplyTo>) -> (Option<String>, Option<Refusal>) {
+    /// The queue that a job's reply goes to, and the object that its results become; or why it can't be as it asked.
+    fn route(
+        &self,
+        received: &Received,
+        id: &JobId,
+        reply_to: Option<ReplyTo>,
+    ) -> (Option<String>, Result<Option<Destination>, Refusal>) {
         match reply_to {
-            None => (None, None),
-            Some(ReplyTo::Queue(queue)) if self.settings.reply_queues.contains(&queue) => (Some(queue), None),
-            Some(ReplyTo::Queue(queue)) if queue == self.default_route(received) => (Some(queue), None),
+            None => (None, Ok(None)),
+            Some(ReplyTo::Queue(queue)) if self.settings.reply_queues.contains(&queue) => (Some(queue), Ok(None)),
+            Some(ReplyTo::Queue(queue)) if queue == self.default_route(received) => (Some(queue), Ok(None)),
             Some(ReplyTo::Queue(queue)) => {
                 let message =
                     format!("reply_to.queue {queue:?} is not allowed; the operator allows one by --allow-reply-queue");
-                (None, Some(Refusal::rejected("forbidden", message)))
+                (None, Err(Refusal::rejected("forbidden", message)))
             }
-            Some(ReplyTo::Bucket { .. }) => {
-                let message = "reply_to.uri is not allowed: the operator of this worker allows no prefix to write to";
-                (None, Some(Refusal::rejected("forbidden", message)))
+            Some(ReplyTo::Bucket { prefix, format }) => {
+                (None, self.destination(id, &prefix, format).map(|uri| Some((uri, format))))
             }
+        }
+    }
+
+    /// The object that a job's results become, if the operator lets it.
+    fn destination(&self, id: &JobId, prefix: &str, format: ObjectFormat) -> Result<Uri, Refusal> {
+        let name = format!("{id}.{}", object::extension(format));
+        let uri = Uri::parse(prefix)
+            .and_then(|prefix| prefix.join(&name))
+            .map_err(|error| Refusal::rejected("invalid", format!("reply_to.uri {error}")))?;
+        let allowed = self.settings.writable.check(&uri, ALLOW_WRITE);
+        allowed.map_err(|error| Refusal::rejected("forbidden", format!("reply_to.uri is not allowed: {error}")))?;
+        Ok(uri)
+    }
+
+    /// Why a job can't read its inputs from an object.
+    fn unreadable(&self, uri: &str) -> Refusal {
+        let uri = match Uri::parse(uri) {
+            Ok(uri) => uri,
+            Err(error) => return Refusal::rejected("invalid", format!("input_uri {error}")),
+        };
+        match self.settings.readable.check(&uri, ALLOW_READ) {
+            Ok(()) => Refusal::rejected("invalid", "input_uri: this worker reads no objects; send inputs"),
+            Err(error) => Refusal::rejected("forbidden", format!("input_uri is not allowed: {error}")),
         }
     }
 
@@ -190,7 +238,14 @@ impl Intake {
         }
     }
 
-    fn check(&self, case: &Case, items: &[Item], deadline: Option<Timestamp>) -> Result<(), Refusal> {
+    /// Refuses what is not worth running, or gives the most bytes that the results can have.
+    fn check(
+        &self,
+        case: &Case,
+        items: &[Item],
+        deadline: Option<Timestamp>,
+        is_object: bool,
+    ) -> Result<usize, Refusal> {
         if case.attempt > self.settings.attempts_max && !crate::mutant::active("attempts_unlimited") {
             story::exhausted(&case.id, case.attempt);
             let message = format!("a worker was lost {} times while it had this job", case.attempt - 1);
@@ -202,7 +257,7 @@ impl Intake {
             return Err(Refusal { status: Status::Expired, error: ReplyError::new("expired", message) });
         }
         self.check_dimensions(case.parameters.dimensions)?;
-        self.check_reply_bytes(case, items)
+        self.check_reply_bytes(case, items, is_object)
     }
 
     fn check_dimensions(&self, dimensions: Option<u32>) -> Result<(), Refusal> {
@@ -216,8 +271,8 @@ impl Intake {
         }
     }
 
-    /// Refuses what could only be answered by a reply above the limit, before anything is computed.
-    fn check_reply_bytes(&self, case: &Case, items: &[Item]) -> Result<(), Refusal> {
+    /// Refuses what could only be answered by a reply or an object above the limit, before anything is computed.
+    fn check_reply_bytes(&self, case: &Case, items: &[Item], is_object: bool) -> Result<usize, Refusal> {
         let dimensions = case.parameters.dimensions.map_or(self.info.dimensions, |wanted| wanted as usize);
         let embedding = match case.parameters.encoding {
             Encoding::Float => dimensions * FLOAT_BYTES_MAX,
@@ -230,12 +285,15 @@ impl Intake {
             + self.settings.limits.metadata_bytes * 6
             + ids
             + items.len() * (embedding + RESULT_BYTES_MAX);
-        let limit = self.settings.limits.reply_bytes;
+        let (what, limit, way_out) = match is_object {
+            false => ("reply", self.settings.limits.reply_bytes, ", or a bucket"),
+            true => ("object", self.settings.object_bytes, ""),
+        };
         if bytes <= limit {
-            return Ok(());
+            return Ok(bytes);
         }
         let message = format!(
-            "the reply could reach {bytes} bytes, the limit is {limit}: use encoding base64, fewer items a job, or a bucket"
+            "the {what} could reach {bytes} bytes, the limit is {limit}: use encoding base64, fewer items a job{way_out}"
         );
         Err(Refusal::rejected("limit_exceeded", message))
     }
@@ -272,6 +330,7 @@ impl Intake {
             parameters,
             metadata: serde_json::Map::new(),
             route,
+            object: None,
             attempt,
             traceparent: message.attributes.remove(attribute::TRACEPARENT),
             submission: message.attributes.remove(attribute::SUBMISSION),

@@ -5,9 +5,11 @@
 //!  Delivery    Ticket     Batch     Answers    Reply        Confirmed  lease.ack()
 //! ```
 //!
-//! [`receive`] pulls while there is room; [`admit`] has jobs decoded, checked and tokenised by [`intake`]; [`dispatch`] keeps the open jobs and
+//! [`receive`] pulls while there is room; [`admit`] has jobs decoded, checked and tokenised by [`intake`]; [`look`] asks buckets for objects that are there
+//! already; [`dispatch`] keeps the open jobs and
 //! moves items through the pure [`batch`] policy to the [`replica`]s, each an [`engine`] on a thread of its own;
-//! [`assemble`] puts answers together in input order; [`outbox`] publishes, waits for the confirm, and settles.
+//! [`assemble`] puts answers together in input order; [`outbox`] has an [`object`] [`put`] if the job asked for one, publishes,
+//! waits for the confirm, and settles.
 //! [`pipeline`] is the only file that makes channels and spawns. [`serve`] loads, warms and checks a model and then runs
 //! the line; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
 
@@ -25,14 +27,19 @@ pub mod heaps;
 pub mod herald;
 pub mod in_flight;
 pub mod intake;
+pub mod look;
 pub mod mutant;
+pub mod object;
 pub mod offload;
+pub mod outage;
 pub mod outbox;
 pub mod pipeline;
 pub mod pulse;
+pub mod put;
 pub mod receive;
 pub mod replica;
 pub mod serve;
 pub mod signals;
+pub mod stores;
 pub mod ticket;
 pub mod tokenize;

@@ -1,6 +1,8 @@
-//! The last stage: publishes replies, waits for the confirm, then settles. The only stage that settles leases.
+//! The last stage: puts objects, publishes replies, waits for the confirm, then settles. The only stage that settles
+//! leases.
 //!
-//! In: [`Outbound`]s. Out: nothing; every lease has been settled when it ends. One flight a route is in the air; what
+//! In: [`Outbound`]s. Out: nothing; every lease has been settled when it ends. Results that are to be an object are put
+//! first; then the reply that points at it goes to its route like any other. One flight a route is in the air; what
 //! comes for that route meanwhile waits for the next, so confirms are shared. It never acks before the confirm.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +13,7 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Attributes, BrokerError, Lease, Message, Publisher};
+use inferq_shared::bucket::Buckets;
 use inferq_shared::job::{JobId, VERSION, attribute};
 use inferq_shared::telemetry::{self, story};
 use rand::SeedableRng;
@@ -19,14 +22,22 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::object::{self, Mark};
 use crate::offload::Offload;
+use crate::outage::{Outage, Patience};
 use crate::pulse::Pulse;
+use crate::put::Put;
+use crate::stores::{Begun, Stores};
 use crate::ticket::{Answered, Outbound, ReleaseReason};
 
 /// The stage.
 pub struct Outbox<P> {
     /// Where replies are published.
     pub publisher: P,
+    /// Where objects go.
+    pub buckets: Buckets,
+    /// What the objects that are put into one bucket at a time may hold, in bytes.
+    pub object_bytes: usize,
     /// What leaves the line.
     pub outbound: mpsc::Receiver<Outbound>,
     /// How many flights are kept back by a broken dependency.
@@ -50,82 +61,137 @@ const FLIGHT_REPLIES_MAX: usize = 256;
 /// How long a full route is waited for before its jobs are given back for somebody else's turn.
 const FULL_ROUTE_WAIT: Duration = Duration::from_secs(30);
 
-/// What has come back: a flight of this route, or the settling of something else.
-type Landed = Option<String>;
+/// What has come back.
+enum Landed {
+    /// A flight of this route.
+    Route(String),
+    /// A put, and the answer that can go to its route now.
+    Put(Begun, Option<Box<Answered>>),
+    /// The settling of something else.
+    Settled,
+}
+
+type Flights = FuturesUnordered<BoxFuture<'static, Landed>>;
+
+/// What waits for its turn.
+struct Desk {
+    /// Replies by their route.
+    waiting: BTreeMap<String, Vec<Answered>>,
+    /// Routes that a flight is on its way to.
+    flying: BTreeSet<String>,
+    /// Answers whose object is to be put.
+    puts: Stores<Box<Answered>>,
+    /// Everything in the air.
+    flights: Flights,
+}
 
 impl<P: Publisher> Outbox<P> {
     /// Settles until the channel ends and every flight has landed.
     pub async fn run(mut self) {
-        let mut waiting: BTreeMap<String, Vec<Answered>> = BTreeMap::new();
-        let mut flying: BTreeSet<String> = BTreeSet::new();
-        let mut flights: FuturesUnordered<BoxFuture<'static, Landed>> = FuturesUnordered::new();
+        let mut desk = Desk {
+            waiting: BTreeMap::new(),
+            flying: BTreeSet::new(),
+            puts: Stores::new(self.object_bytes),
+            flights: FuturesUnordered::new(),
+        };
         let mut open = true;
-        while open || !flights.is_empty() {
+        while open || !desk.flights.is_empty() {
             self.pulse.beat();
             tokio::select! {
                 biased;
-                Some(landed) = flights.next(), if !flights.is_empty() => {
-                    if let Some(route) = landed { flying.remove(&route); }
-                }
+                Some(landed) = desk.flights.next(), if !desk.flights.is_empty() => desk.land(landed),
                 next = self.outbound.recv(), if open => match next {
-                    Some(outbound) => self.take(outbound, &mut waiting, &flights),
+                    Some(outbound) => self.take(outbound, &mut desk),
                     None => open = false,
                 },
                 () = self.pulse.due() => {}
             }
             while let Ok(outbound) = self.outbound.try_recv() {
-                self.take(outbound, &mut waiting, &flights);
+                self.take(outbound, &mut desk);
             }
-            self.launch(&mut waiting, &mut flying, &flights);
+            self.put(&mut desk);
+            self.launch(&mut desk);
         }
     }
 
-    fn take(
-        &self,
-        outbound: Outbound,
-        waiting: &mut BTreeMap<String, Vec<Answered>>,
-        flights: &FuturesUnordered<BoxFuture<'static, Landed>>,
-    ) {
+    fn take(&mut self, outbound: Outbound, desk: &mut Desk) {
         match outbound {
             Outbound::Reply(answered) => {
                 story::answered(&answered.reply);
-                waiting.entry(answered.route.clone()).or_default().push(*answered);
+                match &answered.object {
+                    Some(_) if crate::mutant::active("ack_before_put") => self.put_later(answered, desk),
+                    Some(object) => {
+                        let (uri, bytes) = (object.uri.clone(), object.bytes_max);
+                        desk.puts.push(&uri, bytes, answered);
+                    }
+                    None => desk.answer(answered),
+                }
             }
-            Outbound::Release { id, lease, hold, reason, after } => flights.push(Box::pin(async move {
+            Outbound::Release { id, lease, hold, reason, after } => desk.flights.push(Box::pin(async move {
                 if crate::mutant::active("release_spends_attempt") {
                     drop(lease);
                 } else {
                     story::released(id.as_ref(), reason.as_str(), after, lease.release(after).await);
                 }
                 drop(hold);
-                None
+                Landed::Settled
             })),
-            Outbound::Dead { lease, hold, reason } => flights.push(Box::pin(async move {
-                story::dead_lettered(None, &reason, lease.dead_letter(reason.as_str()).await);
+            Outbound::Dead { id, lease, hold, reason } => desk.flights.push(Box::pin(async move {
+                story::dead_lettered(id.as_ref(), &reason, lease.dead_letter(reason.as_str()).await);
                 drop(hold);
-                None
+                Landed::Settled
             })),
         }
     }
 
-    fn launch(
-        &mut self,
-        waiting: &mut BTreeMap<String, Vec<Answered>>,
-        flying: &mut BTreeSet<String>,
-        flights: &FuturesUnordered<BoxFuture<'static, Landed>>,
-    ) {
-        let ready: Vec<String> = waiting.keys().filter(|route| !flying.contains(*route)).cloned().collect();
+    /// Begins every put whose turn it is.
+    fn put(&mut self, desk: &mut Desk) {
+        while let Some((place, answered)) = desk.puts.begin() {
+            let put = self.putter();
+            desk.flights.push(Box::pin(async move { Landed::Put(place, put.answer(*answered).await.map(Box::new)) }));
+        }
+    }
+
+    fn putter(&mut self) -> Put {
+        self.seed = self.seed.wrapping_add(1);
+        let patience = Patience {
+            outage: self.outage.clone(),
+            end: self.working.clone(),
+            end_reason: ReleaseReason::DrainLimit,
+            lease_max: self.lease_max,
+            clock: self.clock,
+            seed: self.seed,
+        };
+        Put { buckets: self.buckets.clone(), patience, offload: self.offload }
+    }
+
+    fn launch(&mut self, desk: &mut Desk) {
+        let ready: Vec<String> = desk.waiting.keys().filter(|route| !desk.flying.contains(*route)).cloned().collect();
         for route in ready {
-            let replies = waiting.get_mut(&route).expect("the route was just listed");
+            let replies = desk.waiting.get_mut(&route).expect("the route was just listed");
             let later = replies.split_off(replies.len().min(FLIGHT_REPLIES_MAX));
             let now = std::mem::replace(replies, later);
             if replies.is_empty() {
-                waiting.remove(&route);
+                desk.waiting.remove(&route);
             }
             self.seed = self.seed.wrapping_add(1);
-            flying.insert(route.clone());
-            flights.push(Box::pin(self.flight(route).fly(now)));
+            desk.flying.insert(route.clone());
+            desk.flights.push(Box::pin(self.flight(route).fly(now)));
         }
+    }
+
+    /// The planted fault: the reply goes ahead of its object.
+    fn put_later(&mut self, mut answered: Box<Answered>, desk: &mut Desk) {
+        let Some(target) = answered.object.take() else { return };
+        let (reply, at, mut put) = (answered.reply.clone(), answered.at, self.putter());
+        let mark = Mark::new(&target.digest, &reply);
+        answered.reply = object::pointer(reply.clone(), &target.uri, mark.clone());
+        desk.answer(answered);
+        desk.flights.push(Box::pin(async move {
+            let body = object::encode(target.format, &reply.results, &reply.model, &reply.revision);
+            let _ = put.create(&reply.id, &target, body.unwrap_or_default().into(), mark, at).await;
+            Landed::Settled
+        }));
     }
 
     fn flight(&self, route: String) -> Flight<P> {
@@ -139,6 +205,25 @@ impl<P: Publisher> Outbox<P> {
             clock: self.clock,
             since: self.clock.now(),
             rng: StdRng::seed_from_u64(self.seed),
+        }
+    }
+}
+
+impl Desk {
+    fn answer(&mut self, answered: Box<Answered>) {
+        self.waiting.entry(answered.route.clone()).or_default().push(*answered);
+    }
+
+    fn land(&mut self, landed: Landed) {
+        match landed {
+            Landed::Route(route) => drop(self.flying.remove(&route)),
+            Landed::Put(place, answered) => {
+                self.puts.over(place);
+                if let Some(answered) = answered {
+                    self.answer(answered);
+                }
+            }
+            Landed::Settled => {}
         }
     }
 }
@@ -177,7 +262,7 @@ impl<P: Publisher> Flight<P> {
         if crate::mutant::active("ack_before_confirm") {
             settle(answered, Landing::Confirmed, &self.route).await;
             let _ = self.publish(&[], messages).await;
-            return Some(self.route);
+            return Landed::Route(self.route);
         }
         let mut pieces = vec![(answered, messages)];
         while let Some((mut answered, mut messages)) = pieces.pop() {
@@ -191,7 +276,7 @@ impl<P: Publisher> Flight<P> {
                 settle(answered, landing, &self.route).await;
             }
         }
-        Some(self.route)
+        Landed::Route(self.route)
     }
 
     /// Publishes until confirmed, refused, or held too long. A full route is waited for only with one reply in hand.
@@ -292,20 +377,4 @@ fn message(answered: &Answered) -> Message {
         }
     }
     Message { body: Bytes::from(reply.encode()), attributes }
-}
-
-/// Counted among the flights in trouble while it lives.
-struct Outage(watch::Sender<usize>);
-
-impl Outage {
-    fn begin(flights: watch::Sender<usize>) -> Self {
-        flights.send_modify(|flights| *flights += 1);
-        Self(flights)
-    }
-}
-
-impl Drop for Outage {
-    fn drop(&mut self) {
-        self.0.send_modify(|flights| *flights -= 1);
-    }
 }

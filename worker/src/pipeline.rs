@@ -1,10 +1,10 @@
 //! The whole line, and the only file that makes its channels and spawns its tasks and threads.
 //!
 //! ```text
-//!  receive ──▶ intake ──▶ dispatch ──▶ outbox
-//!                          │    ▲
-//!                          ▼    │
-//!                         replicas
+//!  receive ──▶ intake ──▶ look ──▶ dispatch ──▶ outbox
+//!                                   │    ▲
+//!                                   ▼    │
+//!                                  replicas
 //! ```
 //!
 //! In: [`Parts`], ready to work: the model loaded, warm and checked, the consumer connected. Out: `Ok` when stop was
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use inferq_shared::broker::{BrokerError, Consumer, Publisher};
+use inferq_shared::bucket::Buckets;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
@@ -32,11 +33,14 @@ use crate::fitness::Fitness;
 use crate::health::Health;
 use crate::in_flight::{Bounds, InFlight};
 use crate::intake::{Intake, IntakeSettings};
+use crate::look::Look;
 use crate::offload::Offload;
+use crate::outage::Patience;
 use crate::outbox::Outbox;
 use crate::pulse::Watchdog;
 use crate::receive::{Mode, Receive};
 use crate::replica::{Host, Ran, Replica, run_inline, run_on_thread};
+use crate::ticket::ReleaseReason;
 use crate::tokenize::Tokenizer;
 
 /// The numbers that the line runs by.
@@ -68,6 +72,8 @@ pub struct Parts<C, P> {
     pub consumer: C,
     /// Where replies go.
     pub publisher: P,
+    /// Where objects are.
+    pub buckets: Buckets,
     /// The engines, loaded, warm and checked.
     pub replicas: Vec<Replica>,
     /// The model's tokenizer.
@@ -214,6 +220,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         settings,
         consumer,
         publisher,
+        buckets,
         replicas,
         tokenizer,
         info,
@@ -226,6 +233,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     } = parts;
     let (received, from_receive) = mpsc::channel(AHEAD);
     let (tickets, from_intake) = mpsc::channel(AHEAD);
+    let (absent, from_look) = mpsc::channel(AHEAD);
     let (outbound, to_outbox) = mpsc::channel(OUTBOUND);
     let (mode, mode_shown) = watch::channel(Mode::Open);
     let (outage, outage_shown) = watch::channel(0);
@@ -233,8 +241,18 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     let signature = Arc::new(Signature::new(&info, worker));
     let (lanes, ran, threads) = spawn_replicas(replicas, watchdog, working, stages);
 
+    let patience = Patience {
+        outage: outage.clone(),
+        end: stop.clone(),
+        end_reason: ReleaseReason::Draining,
+        lease_max: settings.lease_max,
+        clock,
+        seed: !settings.seed,
+    };
     let outbox = Outbox {
         publisher,
+        buckets: buckets.clone(),
+        object_bytes: settings.intake.object_bytes,
         outbound: to_outbox,
         outage,
         working: working.clone(),
@@ -246,7 +264,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     };
     let dispatch = Dispatch {
         limits: settings.batch,
-        tickets: from_intake,
+        tickets: from_look,
         ran,
         lanes,
         outbound: outbound.clone(),
@@ -261,6 +279,16 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         clock,
     };
     let attempts_max = settings.intake.attempts_max;
+    let look = Look {
+        buckets,
+        tickets: from_intake,
+        absent,
+        outbound: outbound.clone(),
+        patience,
+        signature: Arc::clone(&signature),
+        working: working.clone(),
+        pulse: watchdog.pulse("look"),
+    };
     let intake = Intake { settings: Arc::new(settings.intake), tokenizer, info, signature, clock };
     let admit = Admit {
         intake,
@@ -270,7 +298,6 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         fitness: fitness.clone(),
         threads: settings.intake_threads,
         offload,
-        working: working.clone(),
         pulse: watchdog.pulse("intake"),
     };
     let receive = Receive {
@@ -295,6 +322,10 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         Ok(())
     });
     stages.spawn(async move { Ok(dispatch.run().await?) });
+    stages.spawn(async move {
+        look.run().await;
+        Ok(())
+    });
     stages.spawn(async move {
         admit.run().await;
         Ok(())

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions};
+use inferq_shared::bucket::Buckets;
 use inferq_shared::telemetry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +121,7 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
         settings: config.settings,
         consumer,
         publisher: broker.publisher(),
+        buckets: Buckets::new(),
         replicas: loaded.engines.into_iter().map(|engine| Replica { engine, host: Host::Thread }).collect(),
         tokenizer: Arc::new(loaded.tokenizer),
         info: Arc::new(loaded.info),

@@ -11,6 +11,7 @@ use inferq_shared::reply::Reply;
 
 use crate::engine::Tokens;
 use crate::in_flight::Hold;
+use crate::object::Target;
 
 /// A delivery, counted, before anybody looked into it.
 #[derive(Debug)]
@@ -72,6 +73,8 @@ pub struct Case {
     pub metadata: Metadata,
     /// The queue its reply goes to.
     pub route: String,
+    /// The object that its results become; without one they are in the reply.
+    pub object: Option<Box<Target>>,
     /// The broker's count of this attempt.
     pub attempt: u32,
     /// W3C trace context, passed on to the reply.
@@ -96,6 +99,12 @@ impl Case {
         let Self { id, lease, hold, .. } = self;
         Outbound::Release { id: Some(id), lease, hold, reason, after: Duration::ZERO }
     }
+
+    /// Leaves the line as a dead letter.
+    pub fn dead(self, reason: String) -> Outbound {
+        let Self { id, lease, hold, .. } = self;
+        Outbound::Dead { id: Some(id), lease, hold, reason }
+    }
 }
 
 /// Why a job is given back unanswered, its attempt unspent.
@@ -109,7 +118,7 @@ pub enum ReleaseReason {
     Suspect,
     /// This worker can't run it, but another may.
     Misfit,
-    /// Its reply could not be published for as long as it may be held.
+    /// Its reply could not be published, or its object not be looked for or put, for as long as it may be held.
     Outage,
     /// The route of its reply was full for too long.
     RouteFull,
@@ -156,6 +165,8 @@ pub enum Outbound {
     },
     /// Kept as a dead letter.
     Dead {
+        /// The job, where its id can be told.
+        id: Option<JobId>,
         /// The right to settle it.
         lease: Lease,
         /// Its share of what is in flight.
@@ -172,6 +183,8 @@ pub struct Answered {
     pub reply: Reply,
     /// The queue it goes to.
     pub route: String,
+    /// The object that its results are to become first.
+    pub object: Option<Box<Target>>,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// The submission it belongs to.

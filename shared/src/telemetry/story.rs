@@ -10,6 +10,7 @@ use metrics::{counter, histogram};
 
 use super::metric;
 use crate::broker::BrokerError;
+use crate::bucket::Uri;
 use crate::job::JobId;
 use crate::reply::{Reply, ReplyError};
 
@@ -26,6 +27,11 @@ pub const BATCHED: &str = "job batched";
 pub const ITEM_FAILED: &str = "item failed";
 /// Its reply is made. Fields `status`, `error.code`, `job.items`, `job.tokens`.
 pub const ANSWERED: &str = "job answered";
+/// Its results were an object already when a worker looked, before computing. Field `object.ours`: whether it answers
+/// this very job.
+pub const FOUND: &str = "object found";
+/// Its results are an object. Fields `object.uri`, `object.bytes`, `object.new`: whether they were not there before.
+pub const PUT: &str = "object put";
 /// Its reply is confirmed and the job is done. Field `duration_ms`, from receiving to here.
 pub const SETTLED: &str = "job settled";
 /// It goes back to the queue, its attempt unspent. Fields `reason`, `delay_ms`.
@@ -40,13 +46,15 @@ pub const DEAD_LETTERED: &str = "job dead-lettered";
 pub const UNSETTLED: &str = "job not settled";
 
 /// Every step, in the order in which a job can meet them.
-pub const STEPS: [&str; 11] = [
+pub const STEPS: [&str; 13] = [
     RECEIVED,
     RECEIVED_AGAIN,
     EXHAUSTED,
+    FOUND,
     BATCHED,
     ITEM_FAILED,
     ANSWERED,
+    PUT,
     SETTLED,
     RELEASED,
     DROPPED,
@@ -93,6 +101,20 @@ pub fn answered(reply: &Reply) {
     tracing::debug!(
         target: TARGET, { job.id = reply.id.as_str(), status = reply.status.as_str(), error.code = code,
         job.items = reply.usage.items, job.tokens = reply.usage.tokens }, "{ANSWERED}"
+    );
+}
+
+/// A job's object was there before it was run.
+pub fn found(id: &JobId, ours: bool) {
+    counter!(metric::OBJECTS, "result" => "there already").increment(1);
+    tracing::info!(target: TARGET, { job.id = id.as_str(), object.ours = ours }, "{FOUND}");
+}
+
+/// A job's object is there.
+pub fn put(id: &JobId, uri: &Uri, bytes: usize, new: bool) {
+    counter!(metric::OBJECTS, "result" => if new { "put" } else { "there already" }).increment(1);
+    tracing::debug!(
+        target: TARGET, { job.id = id.as_str(), object.uri = %uri, object.bytes = bytes, object.new = new }, "{PUT}"
     );
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use inferq_shared::broker::Message;
 use inferq_shared::broker::memory::{Call, Fault, FaultPlan, Planned};
+use inferq_shared::bucket::AllowList;
 use inferq_shared::job::Limits;
 use inferq_worker::batch::BatchLimits;
 use inferq_worker::in_flight::Bounds;
@@ -176,6 +177,9 @@ impl Scenario {
                 limits: Limits::default(),
                 queues: queues(),
                 reply_queues: Vec::new(),
+                readable: AllowList::default(),
+                writable: AllowList::default(),
+                object_bytes: 256 << 20,
                 attempts_max: told.attempts_max,
                 unfit_limit: told.unfit_limit,
                 clock_skew: CLOCK_SKEW,

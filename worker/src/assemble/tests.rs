@@ -19,6 +19,7 @@ fn case(parameters: Parameters) -> Case {
         parameters,
         metadata: serde_json::Map::new(),
         route: "jobs.results".to_owned(),
+        object: None,
         attempt: 2,
         traceparent: None,
         submission: None,

@@ -22,6 +22,9 @@ fn intake(attempts_max: u32) -> Intake {
             limits: Limits { reply_bytes: 64 << 10, ..Limits::default() },
             queues: QueueNames::new("jobs"),
             reply_queues: vec!["elsewhere".to_owned()],
+            readable: AllowList::default(),
+            writable: [Uri::parse("s3://bucket/out/").unwrap()].into_iter().collect(),
+            object_bytes: 128 << 10,
             attempts_max,
             unfit_limit: Duration::from_secs(3600),
             clock_skew: Duration::from_millis(1000),
@@ -102,10 +105,31 @@ fn what_no_worker_can_run_is_rejected_by_name() {
     assert_eq!(code(admit(&with("parameters", json!({"dimensions": 9})))), rejected("invalid"));
     assert_eq!(code(admit(&with("parameters", json!({"dimensions": 0})))), rejected("invalid"));
     assert_eq!(code(admit(&with("reply_to", json!({"uri": "gs://bucket/prefix/"})))), rejected("forbidden"));
+    assert_eq!(code(admit(&with("reply_to", json!({"uri": "s3://bucket/output/"})))), rejected("forbidden"));
+    assert_eq!(code(admit(&with("reply_to", json!({"uri": "s3://bucket/out/../in/"})))), rejected("invalid"));
     assert_eq!(code(admit(&json!({"version": 1, "id": "a", "input_uri": "gs://b/o"}))), rejected("forbidden"));
     let many = vec!["word"; 400];
     let reply = refused(admit(&with("inputs", json!(many))));
     assert!(reply.error.unwrap().message.contains("base64"));
+}
+
+#[test]
+fn results_become_an_object_beneath_an_allowed_prefix() {
+    let mut asked = with("reply_to", json!({"uri": "s3://bucket/out/a/", "format": "parquet"}));
+    let Admission::Run(ticket) = admit(&asked) else { panic!("it runs") };
+    let target = ticket.case.object.expect("it asked for one");
+    assert_eq!(target.uri.to_string(), "s3://bucket/out/a/job-1.parquet");
+    assert_eq!(ticket.case.route, "jobs.results", "that is where the pointer goes");
+    asked["model"] = json!("echo");
+    asked["deadline"] = json!("2999-01-01T00:00:00Z");
+    let Admission::Run(again) = admit(&asked) else { panic!("it runs") };
+    assert_eq!(again.case.object.unwrap().digest, target.digest, "it asks for the same");
+    let mut many = with("reply_to", json!({"uri": "s3://bucket/out/"}));
+    many["inputs"] = json!(vec!["word"; 250]);
+    assert!(matches!(admit(&many), Admission::Run(_)), "more than a reply may have");
+    many["inputs"] = json!(vec!["word"; 400]);
+    let message = refused(admit(&many)).error.unwrap().message;
+    assert!(message.contains("the object could reach") && !message.contains("a bucket"), "{message}");
 }
 
 #[test]
