@@ -12,6 +12,7 @@ mod hard_places;
 mod inputs;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod objects;
 mod operator;
 mod outputs;
 mod parity;

@@ -3,12 +3,14 @@
 //! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
 //! [`endpoints`], places for objects; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
+//! [`line`], a worker's line in this process over real buckets;
 //! [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
 pub mod endpoints;
 pub mod figures;
 pub mod history;
+pub mod line;
 pub mod namespace;
 pub mod process;
 pub mod queue_file;

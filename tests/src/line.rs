@@ -1,0 +1,199 @@
+//! A whole worker's line in this process, with real buckets: the broker is in memory and does what its fault plan says,
+//! the engine is the echo engine, and its batches are counted.
+//!
+//! In: jobs. Out: replies. Time is the machine's, because buckets are. All stages run on the caller's thread.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use clap::Parser;
+use inferq_shared::broker::memory::{FaultPlan, MemoryBroker, Observer};
+use inferq_shared::broker::{
+    Attributes, ConsumeOptions, Consumer, Message, Publisher, QueueNames, QueueOptions, QueueStatus,
+};
+use inferq_shared::bucket::{Buckets, Uri};
+use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, ObjectFormat, Parameters, ReplyTo, attribute};
+use inferq_shared::reply::Reply;
+use inferq_worker::clock::Clock;
+use inferq_worker::config::Cli;
+use inferq_worker::engine::echo::{self, EchoOptions};
+use inferq_worker::engine::{Engine, Loaded};
+use inferq_worker::health::Health;
+use inferq_worker::in_flight::InFlight;
+use inferq_worker::offload::Offload;
+use inferq_worker::pipeline::{self, Parts, Settings};
+use inferq_worker::replica::{Host, Replica};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::brokers::up_to;
+use crate::process::PATIENCE;
+
+/// Queues, and the workers that live one after the other.
+pub struct Line {
+    /// What workers connect to.
+    faulty: MemoryBroker,
+    /// The test's own connection.
+    sound: MemoryBroker,
+    names: QueueNames,
+    buckets: Buckets,
+    settings: Settings,
+    batches: Arc<AtomicUsize>,
+}
+
+impl Line {
+    /// Empty queues; workers have `flags`, and their connections meet what is planned.
+    pub async fn new(buckets: &Buckets, flags: &[&str], plan: FaultPlan) -> Self {
+        let given = ["inferq-worker", "--queue", "memory:", "--engine", "echo", "--drain-limit-s", "2"];
+        let cli = Cli::try_parse_from(given.iter().chain(flags)).expect("flags that parse");
+        let config = cli.args.check().expect("flags that hold");
+        let faulty = MemoryBroker::with_faults(plan);
+        let sound = faulty.connect_sound();
+        let names = QueueNames::new("jobs");
+        for queue in [names.jobs.clone(), names.dead(), names.results()] {
+            sound.declare(&queue, QueueOptions::default()).await.expect("a sound connection");
+        }
+        let (buckets, settings) = (buckets.clone(), config.settings);
+        Self { faulty, sound, names, buckets, settings, batches: Arc::default() }
+    }
+
+    /// Tells `observer` of everything that happens in the queues.
+    pub fn observe(&self, observer: Observer) {
+        self.sound.observe(observer);
+    }
+
+    /// Publishes jobs in one go.
+    pub async fn publish(&self, jobs: impl IntoIterator<Item = Job>) {
+        let messages = jobs.into_iter().map(|job| Message {
+            attributes: Attributes::from([(attribute::JOB_ID.to_owned(), job.id.to_string())]),
+            body: job.encode().into(),
+        });
+        self.sound.publisher().publish(&self.names.jobs, messages.collect()).await.expect("a sound connection");
+    }
+
+    /// Batches that were run by all workers so far.
+    pub fn batches(&self) -> usize {
+        self.batches.load(Ordering::Relaxed)
+    }
+
+    /// What is in the jobs queue.
+    pub async fn jobs(&self) -> QueueStatus {
+        self.sound.status(&self.names.jobs).await.expect("a sound connection")
+    }
+
+    /// The reasons of all dead letters; takes them.
+    pub async fn dead(&self, count: usize) -> Vec<String> {
+        let reason = |message: Message| message.attributes[attribute::DEAD_REASON].clone();
+        self.taken(&self.names.dead(), count).await.into_iter().map(reason).collect()
+    }
+
+    /// So many replies, as they come.
+    pub async fn replies(&self, count: usize) -> Vec<Reply> {
+        let messages = self.taken(&self.names.results(), count).await;
+        messages.iter().map(|message| Reply::decode(&message.body).expect("a reply")).collect()
+    }
+
+    /// Replies until each of so many jobs has one.
+    pub async fn replies_to(&self, jobs: usize, replies: &mut BTreeMap<String, Reply>) {
+        while replies.len() < jobs {
+            let reply = self.replies(1).await.remove(0);
+            replies.insert(reply.id.to_string(), reply);
+        }
+    }
+
+    async fn taken(&self, queue: &str, count: usize) -> Vec<Message> {
+        let mut consumer = self.sound.consumer(queue, ConsumeOptions::new()).await.expect("it is declared");
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            let received = timeout(PATIENCE, consumer.receive(up_to(count - messages.len()))).await;
+            for delivery in received.expect("messages keep coming").expect("a sound connection") {
+                delivery.lease.ack().await.expect("a sound connection");
+                messages.push(delivery.message);
+            }
+        }
+        consumer.close().await;
+        messages
+    }
+
+    /// Lets a worker live until `done`, then drains it. `None`: its process died first.
+    pub async fn work<T>(&self, done: impl Future<Output = T>) -> Option<T> {
+        let broker = self.faulty.connect_again();
+        let stop = CancellationToken::new();
+        let parts = self.parts(&broker).await;
+        let outcome = {
+            let line = pipeline::run(parts, stop.clone());
+            tokio::pin!(line);
+            tokio::select! {
+                biased;
+                () = broker.killed() => None,
+                ended = &mut line => panic!("the line ended by itself: {ended:?}"),
+                done = done => {
+                    stop.cancel();
+                    tokio::select! {
+                        biased;
+                        () = broker.killed() => {}
+                        drained = line => drained.expect("it drains"),
+                    }
+                    Some(done)
+                }
+            }
+        };
+        broker.close().await;
+        outcome
+    }
+
+    async fn parts(&self, broker: &MemoryBroker) -> Parts<impl Consumer, impl Publisher> {
+        let Loaded { engines, tokenizer, info } = echo::load(EchoOptions::default(), 1, None);
+        let (renew, renewing) = watch::channel(true);
+        let options = ConsumeOptions { renew: renewing, ..ConsumeOptions::new() };
+        let consumer = broker.consumer(&self.names.jobs, options).await.expect("a new connection is sound");
+        Parts {
+            settings: self.settings.clone(),
+            consumer,
+            publisher: broker.publisher(),
+            buckets: self.buckets.clone(),
+            replicas: engines.into_iter().map(|engine| self.counted(engine)).collect(),
+            tokenizer: Arc::new(tokenizer),
+            info: Arc::new(info),
+            worker: "worker".to_owned(),
+            renew,
+            in_flight: InFlight::new(self.settings.bounds),
+            health: Health::unobserved(),
+            offload: Offload::Inline,
+            clock: Clock::real(),
+        }
+    }
+
+    fn counted(&self, engine: Box<dyn Engine>) -> Replica {
+        let batches = Arc::clone(&self.batches);
+        let cost = move |_: &_| {
+            batches.fetch_add(1, Ordering::Relaxed);
+            std::time::Duration::ZERO
+        };
+        Replica { engine, host: Host::Inline(Box::new(cost)) }
+    }
+}
+
+/// A job of these texts, whose items are named for their places.
+pub fn job(id: &str, texts: &[&str]) -> Job {
+    let item = |(place, text): (usize, &&str)| Item {
+        id: Some(format!("item-{place}")),
+        input: Input::Text((*text).to_owned()),
+    };
+    Job {
+        id: JobId::new(id).expect("an id"),
+        model: None,
+        inputs: Inputs::Items(texts.iter().enumerate().map(item).collect()),
+        parameters: Parameters::default(),
+        reply_to: None,
+        deadline: None,
+        metadata: Metadata::new(),
+    }
+}
+
+/// The same with its results beneath `prefix`.
+pub fn job_into(prefix: &Uri, format: ObjectFormat, id: &str, texts: &[&str]) -> Job {
+    Job { reply_to: Some(ReplyTo::Bucket { prefix: prefix.to_string(), format }), ..job(id, texts) }
+}
