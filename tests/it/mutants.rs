@@ -1,7 +1,13 @@
-//! Faults planted in the worker, each of which the simulation must find. Built only with the feature `mutants`.
+//! Faults planted in the worker, each of which the simulation must find, or around objects a test. Built only with the feature `mutants`.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::future::LocalBoxFuture;
+use hyper::Method;
 use inferq_tests::world::trial;
 use inferq_worker::mutant;
+
+use crate::objects;
 
 /// Seeds within which each is found.
 const SEEDS: u64 = 500;
@@ -37,6 +43,30 @@ const MUTANTS: [&str; 23] = [
 fn every_planted_fault_is_found() {
     let survivors: Vec<_> = MUTANTS.into_iter().filter(|name| !is_found(name)).collect();
     assert!(survivors.is_empty(), "not found within {SEEDS} seeds: {survivors:?}");
+}
+
+/// Faults around objects, each with what finds it.
+const AROUND_OBJECTS: [(&str, fn() -> LocalBoxFuture<'static, ()>); 5] = [
+    ("ack_before_put", || Box::pin(objects::pointers_come_after_objects())),
+    ("bucket_outage_is_refusal", || Box::pin(objects::outages::a_bucket_that_is_down(Method::PUT))),
+    ("foreign_is_ours", || Box::pin(objects::another_job_of_the_same_id())),
+    ("look_left_out", || Box::pin(objects::a_job_that_comes_again())),
+    ("pull_in_bucket_outage", || Box::pin(objects::outages::a_bucket_that_is_down(Method::PUT))),
+];
+
+#[test]
+fn every_planted_fault_around_objects_is_found() {
+    let survivors: Vec<_> = AROUND_OBJECTS.into_iter().filter(|(name, test)| !fails(name, *test)).collect();
+    let names: Vec<_> = survivors.into_iter().map(|(name, _)| name).collect();
+    assert!(names.is_empty(), "not found: {names:?}");
+}
+
+fn fails(name: &'static str, test: fn() -> LocalBoxFuture<'static, ()>) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    mutant::plant(name);
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(test())));
+    mutant::plant("");
+    ended.is_err()
 }
 
 fn is_found(name: &'static str) -> bool {

@@ -3,49 +3,51 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use inferq_shared::broker::memory::{Call, Event, Fault, FaultPlan};
-use inferq_shared::bucket::{Buckets, Uri};
+use inferq_shared::bucket::Uri;
 use inferq_shared::job::{Job, ObjectFormat};
 use inferq_shared::reply::{ItemResult, Reply, Status};
+use inferq_tests::endpoints::Store;
 use inferq_tests::line::{Line, job, job_into};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tempfile::TempDir;
+
+pub(crate) mod outages;
 
 /// A folder that jobs may write to.
-struct Place {
-    buckets: Buckets,
-    root: Uri,
-    folder: TempDir,
-}
+struct Place(Store);
 
 impl Place {
     fn new() -> Self {
-        let folder = TempDir::new().unwrap();
-        let root = Uri::from_path(&folder.path().canonicalize().unwrap().join("out/")).unwrap();
-        Self { buckets: Buckets::with_options([]), root, folder }
+        Self(Store::file())
     }
 
     async fn line(&self, plan: FaultPlan) -> Line {
-        Line::new(&self.buckets, &["--allow-write", &self.root.to_string()], plan).await
+        Line::new(&self.0.buckets, &["--allow-write", &self.0.root.to_string()], plan).await
     }
 
     fn uri(&self, name: &str) -> Uri {
-        self.root.join(name).unwrap()
+        self.0.uri(name)
+    }
+
+    /// The folder itself.
+    fn path(&self) -> PathBuf {
+        self.0.root.path().unwrap()
     }
 
     fn job(&self, id: &str, texts: &[&str]) -> Job {
-        job_into(&self.root, ObjectFormat::Jsonl, id, texts)
+        job_into(&self.0.root, ObjectFormat::Jsonl, id, texts)
     }
 
     async fn object(&self, name: &str) -> Option<(String, Vec<u8>)> {
-        let (info, bytes) = self.buckets.read_all(&self.uri(name), 1 << 20).await.unwrap()?;
+        let (info, bytes) = self.0.buckets.read_all(&self.uri(name), 1 << 20).await.unwrap()?;
         Some((info.etag, bytes.to_vec()))
     }
 
@@ -81,7 +83,7 @@ async fn results_become_an_object_and_the_reply_points_at_it() {
     line.publish([
         job("plain", &texts),
         place.job("lines", &texts),
-        job_into(&place.root, ObjectFormat::Parquet, "columns", &texts),
+        job_into(&place.0.root, ObjectFormat::Parquet, "columns", &texts),
     ])
     .await;
     let mut replies = BTreeMap::new();
@@ -208,14 +210,14 @@ async fn what_others_put_there_is_left_alone() {
 async fn nobody_writes_where_the_operator_does_not_let_them() {
     let place = Place::new();
     let line = place.line(FaultPlan::default()).await;
-    let text = place.root.to_string();
+    let text = place.0.root.to_string();
     let outside = Uri::parse(&format!("{}-else/", text.trim_end_matches('/'))).unwrap();
     line.publish([job_into(&outside, ObjectFormat::Jsonl, "job", &["one"])]).await;
     let reply = line.work(line.replies(1)).await.expect("nothing is planned").remove(0);
     assert_eq!((code(&reply), reply.status, line.batches()), ("forbidden", Status::Rejected, 0));
     let message = reply.error.unwrap().message;
     assert!(message.contains(&outside.to_string()) && message.contains("--allow-write"), "{message}");
-    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0);
+    assert!(!place.path().parent().unwrap().exists(), "nothing was written");
 }
 
 #[tokio::test]
@@ -223,7 +225,8 @@ async fn a_place_that_can_not_be_written_makes_a_dead_letter_that_names_it() {
     let place = Place::new();
     let line = place.line(FaultPlan::default()).await;
     // A link where the folder should be: the way out of an allowed folder.
-    std::os::unix::fs::symlink("/tmp", place.folder.path().join("out")).unwrap();
+    std::fs::create_dir(place.path().parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/tmp", place.path().components().as_path()).unwrap();
     line.publish([place.job("job", &["one"]), job("plain", &["one"])]).await;
     let (replies, reasons) = line.work(async { (line.replies(1).await, line.dead(1).await) }).await.unwrap();
     assert_eq!(replies[0].id.as_str(), "plain");

@@ -175,13 +175,16 @@ async fn a_stopping_worker_gives_back_what_it_has_not_begun_and_spends_no_attemp
 fn a_wrong_configuration_is_one_line_and_exit_code_64() {
     let folder = TempDir::new().expect("a temporary folder");
     let here = folder.path().display();
-    let cases: [(Vec<String>, &str); 8] = [
+    let cases: [(Vec<String>, &str); 11] = [
         (vec![], "--queue"),
         (vec!["--queue".into(), "sqlite:q.db".into()], "--model"),
         (vec!["--queue".into(), "kafka://host/".into(), "--engine".into(), "echo".into()], "kafka"),
         (flags(&here, &["--max-attempts", "2"]), "--max-attempts is 2, it must be 3 to 1000"),
         (flags(&here, &["--max-lease-s", "5"]), "--max-lease-s is 5, it must be at least --lease-s, 60"),
         (flags(&here, &["--allow-reply-queue", "jobs"]), "--allow-reply-queue jobs"),
+        (flags(&here, &["--allow-write", "http://host/out/"]), "--allow-write"),
+        (flags(&here, &["--allow-write", "file:///out"]), "--allow-write file:///out must be a prefix"),
+        (flags(&here, &["--model", "/tmp/model", "--allow-write", "file:///tmp/"]), "where the model lies"),
         (flags(&here, &["--log", "inferq=loud"]), "--log"),
         (flags(&here, &[]), "inferq setup"),
     ];

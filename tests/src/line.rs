@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
-use inferq_shared::broker::memory::{FaultPlan, MemoryBroker, Observer};
+use inferq_shared::broker::memory::{FaultPlan, MemoryBroker, MemoryConsumer, Observer};
 use inferq_shared::broker::{
-    Attributes, ConsumeOptions, Consumer, Message, Publisher, QueueNames, QueueOptions, QueueStatus,
+    Attributes, BrokerError, ConsumeOptions, Consumer, Delivery, Message, Publisher, Pull, QueueNames, QueueOptions,
+    QueueStatus,
 };
 use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, ObjectFormat, Parameters, ReplyTo, attribute};
@@ -41,6 +42,14 @@ pub struct Line {
     buckets: Buckets,
     settings: Settings,
     batches: Arc<AtomicUsize>,
+    pulls: watch::Sender<Pulls>,
+}
+
+/// The calls for jobs of the worker that lives now.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pulls {
+    begun: usize,
+    ended: usize,
 }
 
 impl Line {
@@ -56,7 +65,15 @@ impl Line {
             sound.declare(&queue, QueueOptions::default()).await.expect("a sound connection");
         }
         let (buckets, settings) = (buckets.clone(), config.settings);
-        Self { faulty, sound, names, buckets, settings, batches: Arc::default() }
+        Self {
+            faulty,
+            sound,
+            names,
+            buckets,
+            settings,
+            batches: Arc::default(),
+            pulls: watch::channel(Pulls::default()).0,
+        }
     }
 
     /// Tells `observer` of everything that happens in the queues.
@@ -81,6 +98,13 @@ impl Line {
     /// What is in the jobs queue.
     pub async fn jobs(&self) -> QueueStatus {
         self.sound.status(&self.names.jobs).await.expect("a sound connection")
+    }
+
+    /// Returns when the worker asks for no more jobs, after it had got some and asked for more.
+    pub async fn paused(&self) {
+        let mut pulls = self.pulls.subscribe();
+        let paused = pulls.wait_for(|pulls| pulls.begun >= 2 && pulls.begun == pulls.ended);
+        timeout(PATIENCE, paused).await.expect("it stops asking").expect("the sender is here");
     }
 
     /// The reasons of all dead letters; takes them.
@@ -120,6 +144,7 @@ impl Line {
     /// Lets a worker live until `done`, then drains it. `None`: its process died first.
     pub async fn work<T>(&self, done: impl Future<Output = T>) -> Option<T> {
         let broker = self.faulty.connect_again();
+        self.pulls.send_replace(Pulls::default());
         let stop = CancellationToken::new();
         let parts = self.parts(&broker).await;
         let outcome = {
@@ -148,7 +173,8 @@ impl Line {
         let Loaded { engines, tokenizer, info } = echo::load(EchoOptions::default(), 1, None);
         let (renew, renewing) = watch::channel(true);
         let options = ConsumeOptions { renew: renewing, ..ConsumeOptions::new() };
-        let consumer = broker.consumer(&self.names.jobs, options).await.expect("a new connection is sound");
+        let inner = broker.consumer(&self.names.jobs, options).await.expect("a new connection is sound");
+        let consumer = CountedConsumer { inner, pulls: self.pulls.clone() };
         Parts {
             settings: self.settings.clone(),
             consumer,
@@ -173,6 +199,32 @@ impl Line {
             std::time::Duration::ZERO
         };
         Replica { engine, host: Host::Inline(Box::new(cost)) }
+    }
+}
+
+/// Counts its calls, also those that are dropped.
+struct CountedConsumer {
+    inner: MemoryConsumer,
+    pulls: watch::Sender<Pulls>,
+}
+
+struct Pulling(watch::Sender<Pulls>);
+
+impl Drop for Pulling {
+    fn drop(&mut self) {
+        self.0.send_modify(|pulls| pulls.ended += 1);
+    }
+}
+
+impl Consumer for CountedConsumer {
+    async fn receive(&mut self, pull: Pull) -> Result<Vec<Delivery>, BrokerError> {
+        self.pulls.send_modify(|pulls| pulls.begun += 1);
+        let _pulling = Pulling(self.pulls.clone());
+        self.inner.receive(pull).await
+    }
+
+    async fn close(self) {
+        self.inner.close().await;
     }
 }
 
