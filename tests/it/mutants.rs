@@ -45,8 +45,11 @@ fn every_planted_fault_is_found() {
     assert!(survivors.is_empty(), "not found within {SEEDS} seeds: {survivors:?}");
 }
 
+/// A test that should fail.
+type Finder = fn() -> LocalBoxFuture<'static, ()>;
+
 /// Faults around objects, each with what finds it.
-const AROUND_OBJECTS: [(&str, fn() -> LocalBoxFuture<'static, ()>); 5] = [
+const AROUND_OBJECTS: [(&str, Finder); 5] = [
     ("ack_before_put", || Box::pin(objects::pointers_come_after_objects())),
     ("bucket_outage_is_refusal", || Box::pin(objects::outages::a_bucket_that_is_down(Method::PUT))),
     ("foreign_is_ours", || Box::pin(objects::another_job_of_the_same_id())),
@@ -61,7 +64,7 @@ fn every_planted_fault_around_objects_is_found() {
     assert!(names.is_empty(), "not found: {names:?}");
 }
 
-fn fails(name: &'static str, test: fn() -> LocalBoxFuture<'static, ()>) -> bool {
+fn fails(name: &'static str, test: Finder) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     mutant::plant(name);
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(test())));

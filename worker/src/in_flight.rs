@@ -27,7 +27,7 @@ pub struct Bounds {
 pub struct Counts {
     /// Jobs.
     pub jobs: usize,
-    /// Bytes of bodies, and of objects on their way into buckets.
+    /// Bytes of bodies, and the most that results can have which are to be objects.
     pub bytes: usize,
     /// Tokens; estimated from bytes until the job is tokenised.
     pub tokens: usize,
@@ -156,9 +156,9 @@ impl Hold {
         self.counts.send_modify(|counts| counts.bytes = counts.bytes + bytes - before);
     }
 
-    /// Bytes of the job's body.
+    /// Bytes of the job's body, and of what it holds beside it.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.carried
     }
 }
 

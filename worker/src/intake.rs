@@ -174,7 +174,11 @@ impl Intake {
             }))
         });
         match target {
-            Ok(target) => case.object = target,
+            Ok(target) => {
+                // Results that wait for a bucket, and the object made of them, are held here.
+                case.hold.carry(target.as_ref().map_or(0, |target| target.bytes_max));
+                case.object = target;
+            }
             Err(refusal) => return self.refuse(case, items.len(), refusal),
         }
         let items = self.tokenise(&case.id, parameters.truncate, items);

@@ -38,7 +38,6 @@ impl Put {
         };
         let (mut answered, target, encoded) = self.offload.run(encode).await;
         let Some(body) = encoded else { return Some(answered) };
-        answered.hold.carry(body.len());
         let mark = Mark::new(&target.digest, &answered.reply);
         let created = self.create(&answered.reply.id, &target, body, mark, answered.at).await;
         match created {

@@ -120,6 +120,7 @@ fn results_become_an_object_beneath_an_allowed_prefix() {
     let target = ticket.case.object.expect("it asked for one");
     assert_eq!(target.uri.to_string(), "s3://bucket/out/a/job-1.parquet");
     assert_eq!(ticket.case.route, "jobs.results", "that is where the pointer goes");
+    assert_eq!(ticket.case.hold.bytes(), asked.to_string().len() + target.bytes_max, "what it can hold is counted");
     asked["model"] = json!("echo");
     asked["deadline"] = json!("2999-01-01T00:00:00Z");
     let Admission::Run(again) = admit(&asked) else { panic!("it runs") };
