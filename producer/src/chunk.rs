@@ -70,7 +70,7 @@ impl Work {
             Self::Items(items) => items,
             Self::Job(ready) => match &ready.job.inputs {
                 Inputs::Items(items) => items,
-                Inputs::Uri(_) => &[],
+                Inputs::Uri(_) | Inputs::Shard { .. } => &[],
             },
         }
     }

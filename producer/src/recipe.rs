@@ -212,7 +212,7 @@ impl Recipe {
         let ReadyJob { job, body } = ready;
         let items = match &job.inputs {
             Inputs::Items(items) => &items[..],
-            Inputs::Uri(_) => &[],
+            Inputs::Uri(_) | Inputs::Shard { .. } => &[],
         };
         Message { attributes: self.attributes(submission, &job.id, items), body }
     }

@@ -144,12 +144,18 @@ pub async fn overview(broker: &Broker, url: &BrokerUrl) -> Result<Overview, Erro
     Ok(Overview { queue: url.to_string(), queues, routes, workers, work })
 }
 
-/// Reads the three queues that belong to `url`.
+/// Reads the queues that belong to `url`.
 ///
 /// # Errors
 /// When a queue is absent or the broker can't be reached.
 pub async fn read(broker: &Broker, url: &BrokerUrl) -> Result<Vec<Reading>, Error> {
-    let queues = [("jobs", url.queues.jobs.clone()), ("dead", url.queues.dead()), ("results", url.queues.results())];
+    let names = &url.queues;
+    let queues = [
+        ("jobs", names.jobs.clone()),
+        ("shards", names.shards()),
+        ("dead", names.dead()),
+        ("results", names.results()),
+    ];
     let mut readings = Vec::new();
     for (role, queue) in queues {
         let status = broker.status(&queue).await.map_err(|error| failed(url, error))?;

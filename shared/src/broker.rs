@@ -258,6 +258,9 @@ pub struct QueueStatus {
     pub oldest: Option<Duration>,
 }
 
+/// What the name of a queue of shards ends in.
+const SHARDS: &str = ".shards";
+
 /// The queues that belong to one jobs queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueNames {
@@ -271,9 +274,14 @@ impl QueueNames {
         Self { jobs: jobs.into() }
     }
 
-    /// Where the dead letters lie.
+    /// Where the dead letters lie, those of the shards too.
     pub fn dead(&self) -> String {
-        format!("{}.dead", self.jobs)
+        format!("{}.dead", self.jobs.strip_suffix(SHARDS).unwrap_or(&self.jobs))
+    }
+
+    /// Where the pieces of large jobs wait: apart, so that small jobs need not wait behind them.
+    pub fn shards(&self) -> String {
+        format!("{}{SHARDS}", self.jobs)
     }
 
     /// Where replies go whose job names no other route.
@@ -345,12 +353,12 @@ impl Broker {
         }
     }
 
-    /// Declares the queues that belong to one jobs queue: jobs, dead letters and default results.
+    /// Declares the queues that belong to one jobs queue: jobs, shards, dead letters and default results.
     ///
     /// # Errors
     /// When the broker refuses or can't be reached.
     pub async fn setup(&self, names: &QueueNames) -> Result<(), BrokerError> {
-        for queue in [names.jobs.clone(), names.dead(), names.results()] {
+        for queue in [names.jobs.clone(), names.shards(), names.dead(), names.results()] {
             self.declare(&queue, QueueOptions::default()).await?;
         }
         Ok(())
@@ -432,7 +440,8 @@ impl Broker {
         }
     }
 
-    /// A consumer of `queue`. Dead letters of its leases go to [`QueueNames::dead`] of that queue.
+    /// A consumer of `queue`. Dead letters of its leases go to [`QueueNames::dead`] of that queue, those of shards to the
+    /// same queue as those of jobs.
     ///
     /// # Errors
     /// `UnknownQueue`, or when the broker refuses or can't be reached.

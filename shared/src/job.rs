@@ -45,6 +45,8 @@ pub mod attribute {
     pub const ATTEMPT: &str = "inferq-attempt";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
+    /// On shards: the job that it is a piece of.
+    pub const PARENT: &str = "inferq-parent";
     /// On replies: how the job ended.
     pub const STATUS: &str = "inferq-status";
     /// On dead letters: why.
@@ -156,6 +158,105 @@ pub enum Inputs {
     Items(Vec<Item>),
     /// `input_uri`: an object with one item a line.
     Uri(String),
+    /// `input_uri` and `shard`: a piece of such an object. Workers publish these for one another.
+    Shard {
+        /// The object.
+        uri: String,
+        /// Which piece of it.
+        shard: Shard,
+    },
+}
+
+/// Which piece of a large input a job is: what its parent's worker found when it counted the lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// The job that was split.
+    pub parent: ParentId,
+    /// Its place among the shards, from 0.
+    pub number: u32,
+    /// How many shards there are.
+    pub count: u32,
+    /// The object's version that was counted.
+    pub etag: String,
+    /// Its lines were unpacked into an object of their own, beside the parts: all of that is the piece.
+    pub unpacked: bool,
+    /// The first byte of the piece.
+    pub from: u64,
+    /// The byte after its last.
+    pub to: u64,
+    /// The number of its first line in the whole input, from 1.
+    pub line: u64,
+    /// The index of its first item in the whole input, from 0.
+    pub index: u32,
+    /// Items in it.
+    pub items: u32,
+}
+
+impl Shard {
+    /// The most shards of a job: what five digits of an id can tell apart.
+    pub const COUNT_MAX: u32 = 100_000;
+
+    /// The shard's own id: `{parent}.{number}`, five digits.
+    pub fn id(&self) -> JobId {
+        let id = format!("{}.{:05}", self.parent.0, self.number);
+        JobId::new(id).expect("a parent's id leaves room for a number")
+    }
+
+    /// What is wrong with its numbers, if anything: they come from whoever may publish.
+    pub fn fault(&self) -> Option<String> {
+        let Self { number, count, from, to, index, items, .. } = self;
+        if *count == 0 || *count > Self::COUNT_MAX || number >= count {
+            return Some(format!(
+                "shard.number is {number} of {count}, it must be below, and that at most {}",
+                Self::COUNT_MAX
+            ));
+        }
+        if from >= to || *items == 0 || index.checked_add(*items).is_none() {
+            return Some(format!("shard has {items} items from {index} in bytes {from} to {to}, it must have some"));
+        }
+        None
+    }
+}
+
+/// The id of a job that can be split: one with room for a shard's number, at most 120 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ParentId(JobId);
+
+impl ParentId {
+    /// The longest id, in characters.
+    pub const LENGTH_MAX: usize = 120;
+
+    /// Checks that a job's id leaves room.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a fragment.
+    pub fn new(id: JobId) -> Result<Self, String> {
+        let (length, limit) = (id.as_str().len(), Self::LENGTH_MAX);
+        if length > limit {
+            return Err(format!(
+                "the id of a job that is split must have at most {limit} characters, this one has {length}"
+            ));
+        }
+        Ok(Self(id))
+    }
+
+    /// The job's id.
+    pub fn as_job(&self) -> &JobId {
+        &self.0
+    }
+}
+
+impl fmt::Display for ParentId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for ParentId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(JobId::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
 }
 
 /// One input of a job.
@@ -267,6 +368,16 @@ pub enum ObjectFormat {
     Parquet,
 }
 
+impl ObjectFormat {
+    /// What the names of such objects end in.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Jsonl => "jsonl",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for ObjectFormat {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         one_of(deserializer, &[("jsonl", Self::Jsonl), ("parquet", Self::Parquet)])
@@ -324,11 +435,12 @@ impl Job {
         decode::job(body, limits)
     }
 
-    /// How many items it carries inline.
+    /// How many items it says it has: inline, or in its shard.
     pub fn items(&self) -> usize {
         match &self.inputs {
             Inputs::Items(items) => items.len(),
             Inputs::Uri(_) => 0,
+            Inputs::Shard { shard, .. } => shard.items as usize,
         }
     }
 }
@@ -364,6 +476,10 @@ impl Serialize for Job {
         match &self.inputs {
             Inputs::Items(items) => map.serialize_entry("inputs", items)?,
             Inputs::Uri(uri) => map.serialize_entry("input_uri", uri)?,
+            Inputs::Shard { uri, shard } => {
+                map.serialize_entry("input_uri", uri)?;
+                map.serialize_entry("shard", shard)?;
+            }
         }
         if self.parameters != Parameters::default() {
             map.serialize_entry("parameters", &self.parameters)?;

@@ -1,6 +1,7 @@
 //! What inferq's worker and producer must agree on.
 //!
 //! - [`job`] and [`reply`]: the wire format, version 1, with its limits.
+//! - [`manifest`]: the parts of a job that was split.
 //! - [`broker`]: the seam over every queue: publishers, consumers, deliveries and the leases that settle them.
 //! - [`bucket`]: objects by address, in clouds and folders, and who may name them.
 //! - [`columns`]: results as Parquet.
@@ -17,6 +18,7 @@ pub mod broker;
 pub mod bucket;
 pub mod columns;
 pub mod job;
+pub mod manifest;
 pub mod presence;
 pub mod reply;
 pub mod telemetry;

@@ -27,8 +27,8 @@ const RESERVED: &[Reserved] = &[
     },
     Reserved {
         words: &["parquet::", "arrow_array", "arrow_schema", "flate2::", "zstd::"],
-        only_in: &["producer/src/source/", "producer/src/sink", "shared/src/columns"],
-        rule: "only the producer's sources and sinks, and the columns of results, name formats of files",
+        only_in: &["producer/src/source/", "producer/src/sink", "shared/src/columns", "worker/src/claim/unpack"],
+        rule: "only sources and sinks, the columns of results, and what unpacks claims name formats of files",
     },
     Reserved { words: &["object_store"], only_in: &["shared/src/bucket"], rule: "only bucket names object_store" },
     Reserved {
@@ -69,6 +69,7 @@ const RESERVED: &[Reserved] = &[
 /// Files whose decisions depend on their arguments alone.
 const PURE: &[&str] = &[
     "shared/src/job",
+    "shared/src/manifest",
     "shared/src/reply",
     "shared/src/backoff",
     "shared/src/presence",
@@ -76,6 +77,10 @@ const PURE: &[&str] = &[
     "shared/src/bucket/allow",
     "shared/src/bucket/error",
     "worker/src/batch",
+    "worker/src/claim/completion",
+    "worker/src/claim/lines",
+    "worker/src/claim/plan",
+    "worker/src/claim/unpack",
     "producer/src/chunk",
     "producer/src/source/parse",
     "producer/src/pace",

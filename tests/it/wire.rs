@@ -235,6 +235,7 @@ fn schema_and_reader_refuse_the_same_jobs() {
         ),
         ("deadline", json!([7, "", "tomorrow", "2026-12-01", "2026-12-01T12:00:00", "2026-12-01 12:00:00Z", {}])),
         ("metadata", json!(["a", [], 7, true])),
+        ("shard", json!(["a", 7, {}, {"parent": "j"}])),
     ] {
         for value in wrong.as_array().expect("a list of wrong values") {
             let mut job = right.clone();

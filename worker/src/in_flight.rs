@@ -31,6 +31,8 @@ pub struct Counts {
     pub bytes: usize,
     /// Tokens; estimated from bytes until the job is tokenised.
     pub tokens: usize,
+    /// Pieces of large jobs, which are among the jobs.
+    pub shards: usize,
 }
 
 /// How fast the worker computes while it is busy: all replicas together, over the last batches.
@@ -59,6 +61,7 @@ pub struct Hold {
     /// Bytes that it holds beside its body.
     carried: usize,
     tokens: usize,
+    is_shard: bool,
 }
 
 /// The most jobs that one pull brings: enough to amortise a transaction, few enough to share a queue fairly.
@@ -87,7 +90,7 @@ impl InFlight {
             counts.bytes += bytes;
             counts.tokens += tokens;
         });
-        Hold { counts: Arc::clone(&self.counts), bytes, carried: 0, tokens }
+        Hold { counts: Arc::clone(&self.counts), bytes, carried: 0, tokens, is_shard: false }
     }
 
     /// What is in flight now.
@@ -124,6 +127,12 @@ impl InFlight {
         free.ok().flatten().expect("the sender lives in self, and the predicate just held")
     }
 
+    /// Waits until fewer than `limit` shards are in flight.
+    pub async fn fewer_shards_than(&self, limit: usize) {
+        let mut counts = self.counts.subscribe();
+        counts.wait_for(|counts| counts.shards < limit).await.expect("the sender lives in self");
+    }
+
     /// Waits until exactly `jobs` jobs or fewer are in flight.
     pub async fn down_to(&self, jobs: usize) {
         let mut counts = self.counts.subscribe();
@@ -150,6 +159,13 @@ impl Hold {
         self.counts.send_modify(|counts| counts.tokens = counts.tokens + tokens - before);
     }
 
+    /// Counts the job among the shards, for as long as it is held.
+    pub fn count_as_shard(&mut self) {
+        if !std::mem::replace(&mut self.is_shard, true) {
+            self.counts.send_modify(|counts| counts.shards += 1);
+        }
+    }
+
     /// Counts so many bytes beside the body, instead of those before.
     pub fn carry(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.carried, bytes);
@@ -168,6 +184,7 @@ impl Drop for Hold {
             counts.jobs -= 1;
             counts.bytes -= self.bytes + self.carried;
             counts.tokens -= self.tokens;
+            counts.shards -= usize::from(self.is_shard);
         });
     }
 }
@@ -180,7 +197,9 @@ mod tests {
     fn a_hold_counts_until_it_is_dropped() {
         let account = InFlight::new(Bounds { jobs: 2, bytes: 100, tokens: 1000 });
         let mut hold = account.hold(40);
-        assert_eq!(account.counts(), Counts { jobs: 1, bytes: 40, tokens: 10 });
+        hold.count_as_shard();
+        hold.count_as_shard();
+        assert_eq!(account.counts(), Counts { jobs: 1, bytes: 40, tokens: 10, shards: 1 });
         hold.set_tokens(25);
         assert_eq!(account.counts().tokens, 25);
         hold.carry(7);

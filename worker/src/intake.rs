@@ -164,7 +164,7 @@ impl Intake {
         case.metadata = metadata;
         let items = match inputs {
             Inputs::Items(items) => items,
-            Inputs::Uri(uri) => return self.refuse(case, 0, self.unreadable(&uri)),
+            Inputs::Uri(uri) | Inputs::Shard { uri, .. } => return self.refuse(case, 0, self.unreadable(&uri)),
         };
         let target = destination.and_then(|destination| {
             let bytes_max = self.check(&case, &items, deadline, destination.is_some())?;

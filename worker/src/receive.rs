@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{BrokerError, Consumer, Delivery, Pull};
+use inferq_shared::job::attribute;
 use inferq_shared::telemetry;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
@@ -167,7 +168,10 @@ impl<C: Consumer> Receive<C> {
         let received: Vec<Received> = deliveries
             .into_iter()
             .map(|delivery| {
-                let hold = self.in_flight.hold(delivery.message.body.len());
+                let mut hold = self.in_flight.hold(delivery.message.body.len());
+                if delivery.message.attributes.contains_key(attribute::PARENT) {
+                    hold.count_as_shard();
+                }
                 Received::new(delivery, hold, now)
             })
             .collect();

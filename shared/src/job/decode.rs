@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::value::{Deadline, NonEmpty};
+use super::value::{Deadline, NonEmpty, Object};
 use super::{DecodeError, DecodeErrorKind, Input, Inputs, Item, Job, JobId, Limits, Metadata, VERSION};
 
 /// The most that any field but `inputs` and `metadata` may take, in bytes of JSON: names, addresses, instants.
@@ -89,6 +89,7 @@ struct Fields<'a> {
     model: Option<&'a RawValue>,
     inputs: Option<&'a RawValue>,
     input_uri: Option<&'a RawValue>,
+    shard: Option<&'a RawValue>,
     parameters: Option<&'a RawValue>,
     reply_to: Option<&'a RawValue>,
     deadline: Option<&'a RawValue>,
@@ -103,6 +104,7 @@ impl<'a> Fields<'a> {
             "model" => &mut self.model,
             "inputs" => &mut self.inputs,
             "input_uri" => &mut self.input_uri,
+            "shard" => &mut self.shard,
             "parameters" => &mut self.parameters,
             "reply_to" => &mut self.reply_to,
             "deadline" => &mut self.deadline,
@@ -129,11 +131,16 @@ impl<'a> Fields<'a> {
     }
 
     fn inputs(&self, limits: &Limits) -> Result<Inputs, DecodeError> {
-        match (self.inputs, self.input_uri) {
-            (Some(raw), None) => Ok(Inputs::Items(items(raw, limits)?)),
-            (None, Some(raw)) => required(Some(raw), "input_uri").map(|NonEmpty(uri)| Inputs::Uri(uri)),
-            (None, None) => Err(invalid("inputs is missing: a job has either inputs or input_uri")),
-            (Some(_), Some(_)) => Err(invalid("input_uri stands beside inputs: a job has one of the two")),
+        match (self.inputs, self.input_uri, self.shard) {
+            (Some(raw), None, None) => Ok(Inputs::Items(items(raw, limits)?)),
+            (None, Some(raw), shard) => {
+                let NonEmpty(uri) = required(Some(raw), "input_uri")?;
+                let shard = optional(shard, "shard")?.map(|Object(shard)| shard);
+                Ok(shard.map_or_else(|| Inputs::Uri(uri.clone()), |shard| Inputs::Shard { uri: uri.clone(), shard }))
+            }
+            (None, None, _) => Err(invalid("inputs is missing: a job has either inputs or input_uri")),
+            (Some(_), Some(_), _) => Err(invalid("input_uri stands beside inputs: a job has one of the two")),
+            (Some(_), None, Some(_)) => Err(invalid("shard stands beside inputs: it goes with input_uri")),
         }
     }
 
@@ -198,8 +205,18 @@ impl Visitor<'_> for KeyVisitor {
     }
 
     fn visit_str<E: de::Error>(self, name: &str) -> Result<Key, E> {
-        const FIELDS: [&str; 9] =
-            ["version", "id", "model", "inputs", "input_uri", "parameters", "reply_to", "deadline", "metadata"];
+        const FIELDS: [&str; 10] = [
+            "version",
+            "id",
+            "model",
+            "inputs",
+            "input_uri",
+            "shard",
+            "parameters",
+            "reply_to",
+            "deadline",
+            "metadata",
+        ];
         Ok(Key(FIELDS.into_iter().find(|field| *field == name)))
     }
 }

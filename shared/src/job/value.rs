@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for ReplyTo {
 }
 
 /// A `T` written as an object. Serde's own structs are also read from arrays, which the schema does not allow.
-struct Object<T>(T);
+pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

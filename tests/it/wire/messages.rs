@@ -1,7 +1,7 @@
 //! Generators of every message that can be written, for the property tests.
 
 use inferq_shared::job::{
-    Encoding, Input, Inputs, Item, Job, JobId, Limits, Metadata, ObjectFormat, Parameters, ReplyTo,
+    Encoding, Input, Inputs, Item, Job, JobId, Limits, Metadata, ObjectFormat, Parameters, ParentId, ReplyTo, Shard,
 };
 use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Status, Timings, Usage};
 use proptest::collection::vec;
@@ -82,9 +82,33 @@ fn reply_to() -> impl Strategy<Value = ReplyTo> {
     ]
 }
 
+fn shard() -> impl Strategy<Value = Shard> {
+    let parent = "[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,119}"
+        .prop_map(|id| ParentId::new(JobId::new(id).expect("allowed characters")).expect("a short id"));
+    let piece = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>());
+    (parent, any::<u32>(), any::<u32>(), named(), any::<bool>(), piece).prop_map(
+        |(parent, number, count, etag, unpacked, (from, to, line, index, items))| Shard {
+            parent,
+            number,
+            count,
+            etag,
+            unpacked,
+            from,
+            to,
+            line,
+            index,
+            items,
+        },
+    )
+}
+
 /// Any job that can be written.
 pub(super) fn job() -> impl Strategy<Value = Job> {
-    let inputs = prop_oneof![5 => vec(item(), 1..6).prop_map(Inputs::Items), 1 => named().prop_map(Inputs::Uri)];
+    let inputs = prop_oneof![
+        5 => vec(item(), 1..6).prop_map(Inputs::Items),
+        1 => named().prop_map(Inputs::Uri),
+        1 => (named(), shard()).prop_map(|(uri, shard)| Inputs::Shard { uri, shard }),
+    ];
     // The years 1 to 9999: what RFC 3339 can write.
     let deadline =
         option::of((-62_135_596_800i64..253_402_200_000, 0i32..1_000_000_000).prop_map(|(seconds, nanoseconds)| {
