@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod buckets;
+mod claims;
 mod contract;
 mod documents;
 mod durability;

@@ -82,10 +82,10 @@ async fn a_dead_letter_is_listed_shown_and_redriven() {
 
     let dry = inferq(&["dead", "redrive", "--queue", &place.url(), "--dry-run"]);
     assert_eq!(dry.stdout, "3 dead letters would be redriven to jobs\n");
-    assert_eq!(counts(&place), [0, 3, 0]);
+    assert_eq!(counts(&place), [0, 0, 3, 0]);
     let done = inferq(&["dead", "redrive", "--queue", &place.url(), "--id", &nameless]);
     assert_eq!((done.code, done.stdout.as_str()), (0, "1 dead letter redriven to jobs\n"), "{}", done.stderr);
-    assert_eq!(counts(&place), [1, 2, 0]);
+    assert_eq!(counts(&place), [1, 0, 2, 0]);
     let broker = Broker::connect(&url).await.unwrap();
     let mut jobs = broker.consumer(&url.queues.jobs, ConsumeOptions::new()).await.unwrap();
     let again = one(&mut jobs).await.unwrap();
@@ -112,7 +112,7 @@ async fn filters_choose_what_is_redriven_and_purged() {
     assert_eq!((asked.code, asked.stdout.as_str()), (64, ""));
     assert!(asked.stderr.contains("2 dead letters of jobs.dead (reason malformed)"), "{}", asked.stderr);
     assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
-    assert_eq!(counts(&place), [0, 4, 0]);
+    assert_eq!(counts(&place), [0, 0, 4, 0]);
     let purged = inferq(&["dead", "purge", "--queue", &queue, "--reason", "malformed", "--limit", "1", "--yes"]);
     assert_eq!((purged.code, purged.stdout.as_str()), (0, "1 dead letter purged\n"), "{}", purged.stderr);
     let redriven = inferq(&["dead", "redrive", "--queue", &queue, "--reason", "reply_undeliverable"]);

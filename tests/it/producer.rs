@@ -444,7 +444,7 @@ fn status_says_what_is_there_as_a_table_and_as_json() {
     let json = inferq(&["status", "--queue", &place.url(), "--json"]);
     let json: Value = serde_json::from_str(&json.stdout).unwrap();
     let waiting: Vec<_> = json["queues"].as_array().unwrap().iter().map(|queue| queue["waiting"].as_u64()).collect();
-    assert_eq!(waiting, [Some(3), Some(0), Some(0)]);
+    assert_eq!(waiting, [Some(3), Some(0), Some(0), Some(0)]);
     let absent = inferq(&["status", "--queue", &format!("{}?queue=other", place.url())]);
     assert_eq!(absent.code, 64, "{}", absent.stderr);
 }

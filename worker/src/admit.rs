@@ -6,6 +6,7 @@
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 
+use crate::claim::Claim;
 use crate::fitness::Fitness;
 use crate::intake::{Admission, Intake};
 use crate::offload::Offload;
@@ -20,6 +21,8 @@ pub struct Admit {
     pub received: mpsc::Receiver<Vec<Received>>,
     /// To the look stage.
     pub tickets: mpsc::Sender<Vec<Ticket>>,
+    /// To who reads inputs from objects.
+    pub claims: mpsc::Sender<Claim>,
     /// To the outbox.
     pub outbound: mpsc::Sender<Outbound>,
     /// Whether the worker fits its queue.
@@ -72,6 +75,10 @@ impl Admit {
                     self.fitness.fit();
                     tickets.push(ticket);
                 }
+                Admission::Claim(claim) => {
+                    self.fitness.fit();
+                    self.claim(*claim).await;
+                }
                 Admission::Leave(outbound) => self.send(outbound).await,
                 Admission::Misfit(outbound) => {
                     self.fitness.misfit();
@@ -84,6 +91,11 @@ impl Admit {
         }
         // The next stage outlives this one; were it gone, dropping the leases would redeliver the jobs.
         let _ = self.tickets.send(tickets).await;
+    }
+
+    async fn claim(&self, claim: Claim) {
+        // The stage outlives this one, and its channel has room for every job in flight.
+        let _ = self.claims.send(claim).await;
     }
 
     async fn send(&self, outbound: Outbound) {

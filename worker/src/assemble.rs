@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use inferq_shared::job::{Encoding, JobId, Parameters, VERSION};
 use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Status, Timings, Usage};
+use tokio::sync::oneshot;
 
 use crate::engine::{Answer, ModelInfo};
-use crate::ticket::{Answered, Case, Outbound, ReleaseReason, Ticket, TicketItem};
+use crate::in_flight::Hold;
+use crate::ticket::{Answered, Case, Outbound, ReleaseReason, Ticket, TicketItem, Window, WindowEnd};
 
 /// What every reply of this worker says of its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,19 @@ impl Signature {
     pub fn uncomputed(&self, case: &Case, items: usize) -> Reply {
         let usage = Usage { items: u32::try_from(items).unwrap_or(u32::MAX), tokens: 0 };
         self.reply(case, Status::Rejected, usage, Run::default())
+    }
+
+    /// The reply to a job whose every item has a result.
+    pub fn whole(&self, case: &Case, results: Vec<ItemResult>, run: Run) -> Reply {
+        match tally(&results) {
+            (Status::Expired, usage) => self.refusal(
+                case,
+                usage.items as usize,
+                Status::Expired,
+                ReplyError::new("expired", "the job's deadline passed while it waited for the engine"),
+            ),
+            (status, usage) => Reply { results, ..self.reply(case, status, usage, run) },
+        }
     }
 
     fn reply(&self, case: &Case, status: Status, usage: Usage, run: Run) -> Reply {
@@ -72,24 +87,43 @@ pub struct Run {
     pub engine: Duration,
 }
 
-/// A job whose items are being answered.
+/// A job, or a window of one, whose items are being answered.
 #[derive(Debug)]
 pub struct Open {
-    case: Case,
+    owner: Owner,
     items: Vec<TicketItem>,
     answers: Vec<Option<Result<Answer, ReplyError>>>,
     missing: usize,
     run: Run,
 }
 
+/// Who is told in the end.
+#[derive(Debug)]
+enum Owner {
+    /// The submitter, by a reply.
+    Job(Case),
+    /// Who reads the rest of the job's inputs.
+    Reader { id: JobId, parameters: Parameters, index: u32, hold: Hold, back: oneshot::Sender<WindowEnd> },
+}
+
 impl Open {
     /// A ticket's items, those that never ran being answered already.
     pub fn new(ticket: Ticket) -> Self {
         let Ticket { case, items, .. } = ticket;
+        Self::of(Owner::Job(case), items)
+    }
+
+    /// A window's items, likewise.
+    pub fn of_window(window: Window) -> Self {
+        let Window { id, parameters, index, items, hold, back, .. } = window;
+        Self::of(Owner::Reader { id, parameters, index, hold, back }, items)
+    }
+
+    fn of(owner: Owner, items: Vec<TicketItem>) -> Self {
         let answers: Vec<_> =
             items.iter().map(|item| item.tokens.as_ref().err().map(|error| Err(error.clone()))).collect();
         let missing = answers.iter().filter(|answer| answer.is_none()).count();
-        Self { case, items, answers, missing, run: Run::default() }
+        Self { owner, items, answers, missing, run: Run::default() }
     }
 
     /// Whether every item is answered.
@@ -108,47 +142,46 @@ impl Open {
         self.run.engine = self.run.engine.max(run.engine);
     }
 
-    /// The reply to a complete job.
-    pub fn finish(self, signature: &Signature) -> Outbound {
-        let Self { case, items, answers, run, .. } = self;
-        let parameters = case.parameters;
-        let results: Vec<ItemResult> = items
-            .into_iter()
-            .zip(answers)
-            .enumerate()
-            .map(|(index, (item, answer))| {
-                item_result(index, item, answer.expect("a complete job has every answer"), parameters)
-            })
-            .collect();
-        let usage = Usage {
-            items: u32::try_from(results.len()).unwrap_or(u32::MAX),
-            tokens: results
-                .iter()
-                .filter(|result| result.error.is_none())
-                .filter_map(|result| result.tokens)
-                .map(u64::from)
-                .sum(),
+    /// The reply to a complete job; a window's reader is told at once.
+    pub fn finish(self, signature: &Signature) -> Option<Outbound> {
+        let Self { owner, items, answers, run, .. } = self;
+        let answers = answers.into_iter().map(|answer| answer.expect("a complete job has every answer"));
+        let results = |first: u32, parameters| {
+            let result = |(index, (item, answer))| item_result(index, item, answer, parameters);
+            (first..).zip(items.into_iter().zip(answers)).map(result).collect()
         };
-        let reply = match overall(&results) {
-            Status::Expired => signature.refusal(
-                &case,
-                results.len(),
-                Status::Expired,
-                ReplyError::new("expired", "the job's deadline passed while it waited for the engine"),
-            ),
-            status => Reply { results, ..signature.reply(&case, status, usage, run) },
-        };
-        Outbound::Reply(Box::new(case.answered(reply)))
+        match owner {
+            Owner::Job(case) => {
+                let reply = signature.whole(&case, results(0, case.parameters), run);
+                Some(Outbound::Reply(Box::new(case.answered(reply))))
+            }
+            Owner::Reader { parameters, index, hold, back, .. } => {
+                // A reader that is gone wants no answers.
+                let _ = back.send(WindowEnd::Answered(results(index, parameters), run));
+                drop(hold);
+                None
+            }
+        }
     }
 
-    /// Gives the job back unanswered and unspent.
-    pub fn release(self, reason: ReleaseReason) -> Outbound {
-        self.case.release(reason)
+    /// Gives the job back unanswered and unspent; a window's reader is told at once.
+    pub fn release(self, reason: ReleaseReason) -> Option<Outbound> {
+        match self.owner {
+            Owner::Job(case) => Some(case.release(reason)),
+            Owner::Reader { hold, back, .. } => {
+                let _ = back.send(WindowEnd::Released(reason));
+                drop(hold);
+                None
+            }
+        }
     }
 
     /// The job's id.
     pub fn id(&self) -> &JobId {
-        &self.case.id
+        match &self.owner {
+            Owner::Job(case) => &case.id,
+            Owner::Reader { id, .. } => id,
+        }
     }
 }
 
@@ -160,6 +193,16 @@ impl Case {
         let object = object.filter(|_| !reply.results.is_empty());
         Answered { reply, route, object, traceparent, submission, lease, hold, at }
     }
+}
+
+/// How items together ended, and what was counted.
+pub fn tally(results: &[ItemResult]) -> (Status, Usage) {
+    let ran = results.iter().filter(|result| result.error.is_none());
+    let usage = Usage {
+        items: u32::try_from(results.len()).unwrap_or(u32::MAX),
+        tokens: ran.filter_map(|result| result.tokens).map(u64::from).sum(),
+    };
+    (overall(results), usage)
 }
 
 /// How the job as a whole ended, from how its items did.
@@ -174,14 +217,8 @@ fn overall(results: &[ItemResult]) -> Status {
     }
 }
 
-fn item_result(
-    index: usize,
-    item: TicketItem,
-    answer: Result<Answer, ReplyError>,
-    parameters: Parameters,
-) -> ItemResult {
+fn item_result(index: u32, item: TicketItem, answer: Result<Answer, ReplyError>, parameters: Parameters) -> ItemResult {
     let tokens = item.tokens.as_ref().ok().map(|tokens| u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX));
-    let index = u32::try_from(index).expect("the limit on items is far below u32::MAX");
     let mut result = ItemResult { id: item.id, index, embedding: None, labels: None, error: None, tokens };
     match answer {
         Ok(Answer::Embedding(raw)) => match embedding(&raw, parameters) {

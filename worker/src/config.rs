@@ -14,6 +14,8 @@ use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
 use crate::batch::BatchLimits;
+use crate::claim::ClaimSettings;
+use crate::claim::unpack::UnpackCaps;
 use crate::engine::burn::DeviceChoice;
 use crate::engine::echo::EchoOptions;
 use crate::in_flight::Bounds;
@@ -141,6 +143,15 @@ pub struct Args {
     /// The largest object of results, and of all that are put into one bucket at a time, in bytes
     #[arg(long, env = "INFERQ_LIMIT_OBJECT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     pub limit_object_bytes: usize,
+    /// The most items of an input_uri that run as one job; more are split into shards of so many
+    #[arg(long, env = "INFERQ_SHARD_ITEMS", value_name = "N", default_value_t = 10_000)]
+    pub shard_items: u32,
+    /// The most bytes that a compressed input_uri may unpack to
+    #[arg(long, env = "INFERQ_LIMIT_UNPACKED_BYTES", value_name = "BYTES", default_value_t = 64 << 30)]
+    pub limit_unpacked_bytes: u64,
+    /// The most bytes that a compressed input_uri may unpack to for each of its own
+    #[arg(long, env = "INFERQ_LIMIT_UNPACKED_RATIO", value_name = "N", default_value_t = 200)]
+    pub limit_unpacked_ratio: u64,
     /// Where /healthz, /livez, /metrics and /status are served
     #[arg(long, env = "INFERQ_HEALTH", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub health: SocketAddr,
@@ -241,6 +252,9 @@ impl Args {
             ("--limit-reply-bytes", self.limit_reply_bytes, 64 << 10, 64 << 20),
             ("--limit-object-bytes", self.limit_object_bytes, 64 << 10, 4 << 30),
         ];
+        in_range("--shard-items", self.shard_items.into(), 1, SHARD_ITEMS_MAX)?;
+        in_range("--limit-unpacked-bytes", self.limit_unpacked_bytes, 1, 1 << 50)?;
+        in_range("--limit-unpacked-ratio", self.limit_unpacked_ratio, 1, 1 << 20)?;
         let times = [
             ("--linger-ms", self.linger_ms, 0, 60_000),
             ("--lease-s", self.lease_s, 1, 3600),
@@ -263,7 +277,8 @@ impl Args {
             ));
         }
         self.check_prefixes()?;
-        let ours = [self.queue.queues.jobs.clone(), self.queue.queues.dead()];
+        let names = &self.queue.queues;
+        let ours = [names.jobs.clone(), names.shards(), names.dead()];
         match self.allow_reply_queue.iter().find(|queue| ours.contains(queue)) {
             Some(queue) => Err(format!("--allow-reply-queue {queue} is one of the worker's own queues; name another")),
             None => Ok(()),
@@ -324,6 +339,10 @@ impl Args {
                 unfit_limit: seconds(self.unfit_limit_s),
                 clock_skew: Duration::from_millis(self.clock_skew_ms),
             },
+            claims: ClaimSettings {
+                shard_items: self.shard_items,
+                unpack: UnpackCaps { bytes: self.limit_unpacked_bytes, ratio: self.limit_unpacked_ratio },
+            },
             batch: BatchLimits {
                 tokens_max: self.max_batch_tokens,
                 items_max: self.max_batch_items,
@@ -351,6 +370,9 @@ fn overlaps(prefix: &Uri, folder: &Path) -> bool {
     let (Ok(ours), Ok(theirs)) = (real(&path), real(folder)) else { return true };
     ours.starts_with(&theirs) || theirs.starts_with(&ours)
 }
+
+/// 100,000 shards of so many items have indices of 32 bits.
+const SHARD_ITEMS_MAX: u64 = 40_000;
 
 fn in_range(flag: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) {

@@ -4,6 +4,7 @@
 //! batcher's and the assembler's, both pure; this stage only moves things between them. It never settles a lease.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inferq_shared::reply::ReplyError;
@@ -14,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::assemble::{Open, Run, Signature};
 use crate::batch::{Batch, BatchLimits, Batcher, JobKey, Row};
 use crate::clock::Clock;
+use crate::engine::Tokens;
 use crate::health::Health;
 use crate::in_flight::{InFlight, Speed};
 use crate::pulse::Pulse;
 use crate::receive::Mode;
 use crate::replica::Ran;
-use crate::ticket::{Outbound, ReleaseReason, Ticket};
+use crate::ticket::{Outbound, ReleaseReason, Ticket, TicketItem, Window};
 
 /// Batches that a replica holds: one running, one waiting.
 const BATCHES_A_LANE: usize = 2;
@@ -28,8 +30,10 @@ const BATCHES_A_LANE: usize = 2;
 pub struct Dispatch {
     /// When a batch is full or due.
     pub limits: BatchLimits,
-    /// From intake.
+    /// From the look for objects.
     pub tickets: mpsc::Receiver<Vec<Ticket>>,
+    /// From who reads large inputs.
+    pub windows: mpsc::Receiver<Window>,
     /// From the replicas.
     pub ran: mpsc::Receiver<Ran>,
     /// To the replicas.
@@ -85,9 +89,13 @@ impl Dispatch {
         }
         // What still comes has nowhere to run.
         self.tickets.close();
+        self.windows.close();
         let reason = if ended.is_err() { ReleaseReason::Device } else { ReleaseReason::DrainLimit };
         while let Ok(tickets) = self.tickets.try_recv() {
             desk.give_back(tickets, reason);
+        }
+        while let Ok(window) = self.windows.try_recv() {
+            desk.outgoing.extend(Open::of_window(window).release(reason));
         }
         desk.release_all(reason);
         self.hand_over(&mut desk).await;
@@ -96,8 +104,8 @@ impl Dispatch {
     }
 
     async fn serve(&mut self, desk: &mut Desk) -> Result<(), DeviceLost> {
-        let (mut fed, mut moded) = (true, true);
-        while fed || !desk.open.is_empty() {
+        let (mut fed, mut read, mut moded) = (true, true, true);
+        while fed || read || !desk.open.is_empty() {
             self.pulse.beat();
             desk.turn(self.clock.now());
             let wake = desk.wake_at();
@@ -112,6 +120,10 @@ impl Dispatch {
                 tickets = self.tickets.recv(), if fed => match tickets {
                     Some(tickets) => desk.take_tickets(tickets, self.clock.now()),
                     None => fed = false,
+                },
+                window = self.windows.recv(), if read => match window {
+                    Some(window) => desk.take_window(window, self.clock.now()),
+                    None => read = false,
                 },
                 () = sleep_until(wake) => {}
                 () = self.pulse.due() => {}
@@ -180,18 +192,30 @@ impl Desk {
     }
 
     fn open(&mut self, ticket: Ticket, now: Instant) {
-        let key = self.next_key;
-        self.next_key += 1;
-        let deadline = ticket.deadline;
         for (item, index) in ticket.items.iter().zip(0u32..) {
             item.tokens.as_ref().err().inspect(|error| story::item_failed(&ticket.case.id, index, error));
         }
-        let items: Vec<_> = ticket.items.iter().map(|item| item.tokens.as_ref().ok().cloned()).collect();
-        let open = Open::new(ticket);
-        if open.is_complete() {
-            self.outgoing.push(open.finish(&self.signature));
+        let (items, deadline) = (tokens(&ticket.items), ticket.deadline);
+        self.enter(Open::new(ticket), items, deadline, now);
+    }
+
+    /// Takes some items of a large input; between stop and end they go back as jobs do.
+    fn take_window(&mut self, window: Window, now: Instant) {
+        if self.mode == Mode::Clearing {
+            self.outgoing.extend(Open::of_window(window).release(ReleaseReason::Draining));
             return;
         }
+        let (items, deadline) = (tokens(&window.items), window.deadline);
+        self.enter(Open::of_window(window), items, deadline, now);
+    }
+
+    fn enter(&mut self, open: Open, items: Vec<Option<Arc<Tokens>>>, deadline: Option<Instant>, now: Instant) {
+        if open.is_complete() {
+            self.outgoing.extend(open.finish(&self.signature));
+            return;
+        }
+        let key = self.next_key;
+        self.next_key += 1;
         let items = items.into_iter().zip(0u32..).filter_map(|(tokens, index)| Some((index, tokens?)));
         self.batcher.push(key, items, deadline, now);
         self.open.insert(key, open);
@@ -202,7 +226,7 @@ impl Desk {
         if mode == Mode::Clearing {
             for key in self.batcher.take_unstarted() {
                 let open = self.open.remove(&key).filter(|_| !crate::mutant::active("drop_on_stop"));
-                self.outgoing.extend(open.map(|open| open.release(ReleaseReason::Draining)));
+                self.outgoing.extend(open.and_then(|open| open.release(ReleaseReason::Draining)));
             }
         }
     }
@@ -298,7 +322,7 @@ impl Desk {
     }
 
     fn release_all(&mut self, reason: ReleaseReason) {
-        self.outgoing.extend(std::mem::take(&mut self.open).into_values().map(|open| open.release(reason)));
+        self.outgoing.extend(std::mem::take(&mut self.open).into_values().filter_map(|open| open.release(reason)));
     }
 
     fn answer(&mut self, job: JobKey, index: u32, answer: Result<crate::engine::Answer, ReplyError>, run: Run) {
@@ -310,7 +334,7 @@ impl Desk {
         open.answer(index, answer, run);
         if open.is_complete() {
             let open = self.open.remove(&job).expect("it was just found");
-            self.outgoing.push(open.finish(&self.signature));
+            self.outgoing.extend(open.finish(&self.signature));
         }
     }
 
@@ -318,6 +342,11 @@ impl Desk {
         let batch = self.free_lane().and_then(|_| self.batcher.wake_at());
         batch.into_iter().chain(self.batcher.expires_at()).min()
     }
+}
+
+/// What an engine is to read of each item; nothing of those that have an error.
+fn tokens(items: &[TicketItem]) -> Vec<Option<Arc<Tokens>>> {
+    items.iter().map(|item| item.tokens.as_ref().ok().cloned()).collect()
 }
 
 impl Lane {

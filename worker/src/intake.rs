@@ -16,6 +16,7 @@ use inferq_shared::telemetry::story;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::assemble::Signature;
+use crate::claim::Claim;
 use crate::clock::Clock;
 use crate::engine::{ModelInfo, Tokens};
 use crate::object::{self, Source, Target};
@@ -65,6 +66,8 @@ pub struct Intake {
 pub enum Admission {
     /// It runs.
     Run(Ticket),
+    /// It runs once its inputs are read from their object.
+    Claim(Box<Claim>),
     /// It leaves the line now.
     Leave(Outbound),
     /// It leaves the line because this worker can't run it, though another may.
@@ -157,14 +160,16 @@ impl Intake {
         Admission::Leave(Outbound::Reply(Box::new(case.answered(reply))))
     }
 
-    fn accept(&self, job: Job, received: Received, started: Instant) -> Admission {
-        let Job { id, inputs, parameters, reply_to, deadline, metadata, .. } = job;
-        let (route, destination) = self.route(&received, &id, reply_to);
-        let mut case = self.case(received, id, parameters, route, Duration::ZERO);
-        case.metadata = metadata;
+    fn accept(&self, mut job: Job, received: Received, started: Instant) -> Admission {
+        let (parameters, deadline) = (job.parameters, job.deadline);
+        let (route, destination) = self.route(&received, &job.id, job.reply_to.clone());
+        let mut case = self.case(received, job.id.clone(), parameters, route, Duration::ZERO);
+        case.metadata = job.metadata.clone();
+        let inputs = std::mem::replace(&mut job.inputs, Inputs::Items(Vec::new()));
         let items = match inputs {
             Inputs::Items(items) => items,
-            Inputs::Uri(uri) | Inputs::Shard { uri, .. } => return self.refuse(case, 0, self.unreadable(&uri)),
+            Inputs::Uri(uri) => return self.claim(case, job, destination, (uri, None)),
+            Inputs::Shard { uri, shard } => return self.claim(case, job, destination, (uri, Some(shard))),
         };
         let target = destination.and_then(|destination| {
             let bytes_max = self.check(&case, &items, deadline, destination.is_some())?;
@@ -221,18 +226,6 @@ impl Intake {
         Ok(uri)
     }
 
-    /// Why a job can't read its inputs from an object.
-    fn unreadable(&self, uri: &str) -> Refusal {
-        let uri = match Uri::parse(uri) {
-            Ok(uri) => uri,
-            Err(error) => return Refusal::rejected("invalid", format!("input_uri {error}")),
-        };
-        match self.settings.readable.check(&uri, ALLOW_READ) {
-            Ok(()) => Refusal::rejected("invalid", "input_uri: this worker reads no objects; send inputs"),
-            Err(error) => Refusal::rejected("forbidden", format!("input_uri is not allowed: {error}")),
-        }
-    }
-
     fn default_route(&self, received: &Received) -> String {
         let submission = received.message.attributes.get(attribute::SUBMISSION);
         match submission.filter(|name| JobId::new(name.as_str()).is_ok()) {
@@ -250,6 +243,12 @@ impl Intake {
         deadline: Option<Timestamp>,
         is_object: bool,
     ) -> Result<usize, Refusal> {
+        self.check_case(case, deadline)?;
+        self.check_reply_bytes(case, items, is_object)
+    }
+
+    /// Refuses what is not worth running whatever its inputs are.
+    fn check_case(&self, case: &Case, deadline: Option<Timestamp>) -> Result<(), Refusal> {
         if case.attempt > self.settings.attempts_max && !crate::mutant::active("attempts_unlimited") {
             story::exhausted(&case.id, case.attempt);
             let message = format!("a worker was lost {} times while it had this job", case.attempt - 1);
@@ -260,8 +259,7 @@ impl Intake {
             let message = "the job's deadline had passed when a worker took it";
             return Err(Refusal { status: Status::Expired, error: ReplyError::new("expired", message) });
         }
-        self.check_dimensions(case.parameters.dimensions)?;
-        self.check_reply_bytes(case, items, is_object)
+        self.check_dimensions(case.parameters.dimensions)
     }
 
     fn check_dimensions(&self, dimensions: Option<u32>) -> Result<(), Refusal> {
@@ -277,18 +275,13 @@ impl Intake {
 
     /// Refuses what could only be answered by a reply or an object above the limit, before anything is computed.
     fn check_reply_bytes(&self, case: &Case, items: &[Item], is_object: bool) -> Result<usize, Refusal> {
-        let dimensions = case.parameters.dimensions.map_or(self.info.dimensions, |wanted| wanted as usize);
-        let embedding = match case.parameters.encoding {
-            Encoding::Float => dimensions * FLOAT_BYTES_MAX,
-            Encoding::Base64 => (dimensions * 4).div_ceil(3) * 4,
-        };
         // An id of control characters grows sixfold in JSON.
         let ids: usize =
             items.iter().map(|item| item.id.as_ref().map_or(case.id.as_str().len() + 5, |id| id.len() * 6)).sum();
         let bytes = REPLY_BYTES_MAX
             + self.settings.limits.metadata_bytes * 6
             + ids
-            + items.len() * (embedding + RESULT_BYTES_MAX);
+            + items.len() * self.result_bytes(case.parameters);
         let (what, limit, way_out) = match is_object {
             false => ("reply", self.settings.limits.reply_bytes, ", or a bucket"),
             true => ("object", self.settings.object_bytes, ""),
@@ -300,6 +293,16 @@ impl Intake {
             "the {what} could reach {bytes} bytes, the limit is {limit}: use encoding base64, fewer items a job{way_out}"
         );
         Err(Refusal::rejected("limit_exceeded", message))
+    }
+
+    /// The most that one result can have beside its id, in bytes.
+    fn result_bytes(&self, parameters: Parameters) -> usize {
+        let dimensions = parameters.dimensions.map_or(self.info.dimensions, |wanted| wanted as usize);
+        let embedding = match parameters.encoding {
+            Encoding::Float => dimensions * FLOAT_BYTES_MAX,
+            Encoding::Base64 => (dimensions * 4).div_ceil(3) * 4,
+        };
+        embedding + RESULT_BYTES_MAX
     }
 
     fn tokenise(&self, id: &JobId, truncate: bool, items: Vec<Item>) -> Vec<TicketItem> {
@@ -373,5 +376,6 @@ fn item_error(error: &TokenizeError) -> ReplyError {
     ReplyError::new(code, error.to_string())
 }
 
+mod claims;
 #[cfg(test)]
 mod tests;

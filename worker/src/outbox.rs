@@ -136,6 +136,11 @@ impl<P: Publisher> Outbox<P> {
                 drop(hold);
                 Landed::Settled
             })),
+            Outbound::Done { id, lease, hold, at } => desk.flights.push(Box::pin(async move {
+                story::done(&id, at, lease.ack().await);
+                drop(hold);
+                Landed::Settled
+            })),
             Outbound::Dead { id, lease, hold, reason } => desk.flights.push(Box::pin(async move {
                 story::dead_lettered(id.as_ref(), &reason, lease.dead_letter(reason.as_str()).await);
                 drop(hold);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  receive ──▶ intake ──▶ look ──▶ dispatch ──▶ outbox
-//!                                   │    ▲
+//!                 └──▶ claims ─▶    │    ▲
 //!                                   ▼    │
 //!                                  replicas
 //! ```
@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::Admit;
 use crate::assemble::Signature;
 use crate::batch::BatchLimits;
+use crate::claim::windows::Feeder;
+use crate::claim::{ClaimSettings, Claims, Desk};
 use crate::clock::Clock;
 use crate::dispatch::{DeviceLost, Dispatch, Lane};
 use crate::engine::ModelInfo;
@@ -48,6 +50,8 @@ use crate::tokenize::Tokenizer;
 pub struct Settings {
     /// What jobs are checked against.
     pub intake: IntakeSettings,
+    /// How large inputs are read and split.
+    pub claims: ClaimSettings,
     /// When a batch is full or due.
     pub batch: BatchLimits,
     /// How much may be in flight.
@@ -107,6 +111,8 @@ pub enum PipelineError {
 
 /// Pulls handed to a stage ahead of it.
 const AHEAD: usize = 2;
+/// More jobs than the bound may be held: those that one pull overshoots.
+const PULL_AHEAD: usize = 1024;
 /// How often the watchdog is asked, and samples are folded into their histograms.
 const UPKEEP: Duration = Duration::from_millis(500);
 /// Jobs on their way to the outbox beyond what it holds.
@@ -234,6 +240,9 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     let (received, from_receive) = mpsc::channel(AHEAD);
     let (tickets, from_intake) = mpsc::channel(AHEAD);
     let (absent, from_look) = mpsc::channel(AHEAD);
+    // Room for every job in flight, so that no claim keeps a small job waiting behind it.
+    let (claims, from_claimants) = mpsc::channel(settings.bounds.jobs.saturating_add(PULL_AHEAD));
+    let (windows, from_readers) = mpsc::channel(AHEAD);
     let (outbound, to_outbox) = mpsc::channel(OUTBOUND);
     let (mode, mode_shown) = watch::channel(Mode::Open);
     let (outage, outage_shown) = watch::channel(0);
@@ -250,11 +259,11 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         seed: !settings.seed,
     };
     let outbox = Outbox {
-        publisher,
+        publisher: publisher.clone(),
         buckets: buckets.clone(),
         object_bytes: settings.intake.object_bytes,
         outbound: to_outbox,
-        outage,
+        outage: outage.clone(),
         working: working.clone(),
         lease_max: settings.lease_max,
         offload,
@@ -265,6 +274,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     let dispatch = Dispatch {
         limits: settings.batch,
         tickets: from_look,
+        windows: from_readers,
         ran,
         lanes,
         outbound: outbound.clone(),
@@ -280,20 +290,36 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     };
     let attempts_max = settings.intake.attempts_max;
     let look = Look {
-        buckets,
+        buckets: buckets.clone(),
         tickets: from_intake,
         absent,
         outbound: outbound.clone(),
-        patience,
+        patience: patience.clone(),
         signature: Arc::clone(&signature),
         working: working.clone(),
         pulse: watchdog.pulse("look"),
     };
     let intake = Intake { settings: Arc::new(settings.intake), tokenizer, info, signature, clock };
+    let feeder = Feeder { intake: intake.clone(), offload, in_flight: in_flight.clone(), windows };
+    let writing = Patience { end: working.clone(), end_reason: ReleaseReason::DrainLimit, ..patience.clone() };
+    let claimed = Claims {
+        claims: from_claimants,
+        outbound: outbound.clone(),
+        desk: Desk {
+            buckets,
+            publisher,
+            feeder: Arc::new(feeder),
+            reading: patience,
+            writing,
+            settings: settings.claims,
+        },
+        pulse: watchdog.pulse("claims"),
+    };
     let admit = Admit {
         intake,
         received: from_receive,
         tickets,
+        claims,
         outbound: outbound.clone(),
         fitness: fitness.clone(),
         threads: settings.intake_threads,
@@ -324,6 +350,10 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     stages.spawn(async move { Ok(dispatch.run().await?) });
     stages.spawn(async move {
         look.run().await;
+        Ok(())
+    });
+    stages.spawn(async move {
+        claimed.run().await;
         Ok(())
     });
     stages.spawn(async move {

@@ -21,6 +21,7 @@ use crate::engine::{Engine, EngineError, Loaded, burn, echo};
 use crate::health::{Health, State};
 use crate::herald::Herald;
 use crate::in_flight::InFlight;
+use crate::lanes::Lanes;
 use crate::offload::Offload;
 use crate::pipeline::{self, Parts, PipelineError};
 use crate::replica::{Host, Replica};
@@ -107,13 +108,18 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     let Some(loaded) = load(&config, &health, &stop).await? else { return Ok(()) };
     let (renew, renewing) = watch::channel(true);
     let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
-    let subscribe = || broker.consumer(&config.queue.queues.jobs, options.clone());
-    let consumer = until_done("subscribe", &stop, subscribe).await.map_err(|error| match error {
-        BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
-        error => ServeError::Broker(error),
-    })?;
-    let Some(consumer) = consumer else { return Ok(()) };
+    let names = &config.queue.queues;
+    let subscribe = async |queue: String| {
+        let consumer = || broker.consumer(&queue, options.clone());
+        until_done("subscribe", &stop, consumer).await.map_err(|error| match error {
+            BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
+            error => ServeError::Broker(error),
+        })
+    };
+    let Some(jobs) = subscribe(names.jobs.clone()).await? else { return Ok(()) };
+    let Some(shards) = subscribe(names.shards()).await? else { return Ok(()) };
     let in_flight = InFlight::new(config.settings.bounds);
+    let consumer = Lanes { jobs, shards, in_flight: in_flight.clone() };
     health.ready(in_flight.clone());
     tracing::info!(queue = %config.queue, "ready");
     let herald = Herald::new(broker, &config, &loaded.info, &health, &in_flight);

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use inferq_shared::broker::{Delivery, Lease, Message};
 use inferq_shared::job::{JobId, Metadata, Parameters, attribute};
-use inferq_shared::reply::Reply;
+use inferq_shared::reply::{ItemResult, Reply};
+use tokio::sync::oneshot;
 
+use crate::assemble::Run;
 use crate::engine::Tokens;
 use crate::in_flight::Hold;
 use crate::object::Target;
@@ -62,6 +64,34 @@ pub struct TicketItem {
     pub tokens: Result<Arc<Tokens>, inferq_shared::reply::ReplyError>,
 }
 
+/// Some items of a large input, answered to who reads it.
+#[derive(Debug)]
+pub struct Window {
+    /// The job that they belong to.
+    pub id: JobId,
+    /// How they are answered.
+    pub parameters: Parameters,
+    /// The index of the first.
+    pub index: u32,
+    /// One entry an item, as in a ticket.
+    pub items: Vec<TicketItem>,
+    /// After this instant nobody wants the answers.
+    pub deadline: Option<Instant>,
+    /// Their share of what is in flight.
+    pub hold: Hold,
+    /// Told how it ended; dropped when they were lost with a device.
+    pub back: oneshot::Sender<WindowEnd>,
+}
+
+/// How a window left the line.
+#[derive(Debug)]
+pub enum WindowEnd {
+    /// One result an item, in order, and where the time went.
+    Answered(Vec<ItemResult>, Run),
+    /// It was given back unanswered.
+    Released(ReleaseReason),
+}
+
 /// What a job's answer needs beside the answers: who asked, how, and the right to settle.
 #[derive(Debug)]
 pub struct Case {
@@ -98,6 +128,12 @@ impl Case {
     pub fn release(self, reason: ReleaseReason) -> Outbound {
         let Self { id, lease, hold, .. } = self;
         Outbound::Release { id: Some(id), lease, hold, reason, after: Duration::ZERO }
+    }
+
+    /// Leaves the line: its answer is there already.
+    pub fn done(self) -> Outbound {
+        let Self { id, lease, hold, at, .. } = self;
+        Outbound::Done { id, lease, hold, at }
     }
 
     /// Leaves the line as a dead letter.
@@ -162,6 +198,17 @@ pub enum Outbound {
         reason: ReleaseReason,
         /// When it may be seen again.
         after: Duration,
+    },
+    /// Answered elsewhere, by objects and shards that are there for good: ack.
+    Done {
+        /// The job.
+        id: JobId,
+        /// The right to settle it.
+        lease: Lease,
+        /// Its share of what is in flight.
+        hold: Hold,
+        /// When it came.
+        at: Instant,
     },
     /// Kept as a dead letter.
     Dead {

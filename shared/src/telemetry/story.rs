@@ -32,6 +32,8 @@ pub const ANSWERED: &str = "job answered";
 pub const FOUND: &str = "object found";
 /// Its results are an object. Fields `object.uri`, `object.bytes`, `object.new`: whether they were not there before.
 pub const PUT: &str = "object put";
+/// It was cut into shards, which are published. Fields `job.shards`, `job.items`.
+pub const SPLIT: &str = "job split";
 /// Its reply is confirmed and the job is done. Field `duration_ms`, from receiving to here.
 pub const SETTLED: &str = "job settled";
 /// It goes back to the queue, its attempt unspent. Fields `reason`, `delay_ms`.
@@ -46,11 +48,12 @@ pub const DEAD_LETTERED: &str = "job dead-lettered";
 pub const UNSETTLED: &str = "job not settled";
 
 /// Every step, in the order in which a job can meet them.
-pub const STEPS: [&str; 13] = [
+pub const STEPS: [&str; 14] = [
     RECEIVED,
     RECEIVED_AGAIN,
     EXHAUSTED,
     FOUND,
+    SPLIT,
     BATCHED,
     ITEM_FAILED,
     ANSWERED,
@@ -137,6 +140,19 @@ pub fn acked(reply: &Reply, received_at: Instant, result: Result<(), BrokerError
         let duration_ms = millis(received_at.elapsed());
         tracing::debug!(target: TARGET, { job.id = reply.id.as_str(), duration_ms }, "{SETTLED}");
     }
+}
+
+/// The lease on a job that was received at this instant, and whose answer others will send, is acked, or could not be.
+pub fn done(id: &JobId, received_at: Instant, result: Result<(), BrokerError>) {
+    if settled(Some(id), "ack", result) {
+        let duration_ms = millis(received_at.elapsed());
+        tracing::debug!(target: TARGET, { job.id = id.as_str(), duration_ms }, "{SETTLED}");
+    }
+}
+
+/// A job was split into so many shards.
+pub fn split(id: &JobId, shards: usize, items: u64) {
+    tracing::info!(target: TARGET, { job.id = id.as_str(), job.shards = shards, job.items = items }, "{SPLIT}");
 }
 
 /// A job goes back to the queue, or could not be given back.

@@ -13,6 +13,8 @@ use inferq_shared::broker::memory::{Call, Fault, FaultPlan, Planned};
 use inferq_shared::bucket::AllowList;
 use inferq_shared::job::Limits;
 use inferq_worker::batch::BatchLimits;
+use inferq_worker::claim::ClaimSettings;
+use inferq_worker::claim::unpack::UnpackCaps;
 use inferq_worker::in_flight::Bounds;
 use inferq_worker::intake::IntakeSettings;
 use inferq_worker::pipeline::Settings;
@@ -173,6 +175,7 @@ impl Scenario {
     pub fn settings(&self) -> Settings {
         let told = self.settings;
         Settings {
+            claims: ClaimSettings { shard_items: 10_000, unpack: UnpackCaps { bytes: 1 << 30, ratio: 200 } },
             intake: IntakeSettings {
                 limits: Limits::default(),
                 queues: queues(),

@@ -53,7 +53,7 @@ fn embedding_of(values: &[f32]) -> Result<Answer, ReplyError> {
 
 fn reply(open: Open) -> Reply {
     match open.finish(&signature()) {
-        Outbound::Reply(answered) => answered.reply,
+        Some(Outbound::Reply(answered)) => answered.reply,
         other => panic!("a complete job is answered, not {other:?}"),
     }
 }

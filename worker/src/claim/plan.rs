@@ -78,6 +78,11 @@ impl Planner {
         Ok(full)
     }
 
+    /// Whether a piece has begun: blank lines before the first item are in none.
+    pub fn has_begun(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// The last piece; `None`: there was no item at all.
     pub fn finish(self) -> Option<Piece> {
         self.open

@@ -71,15 +71,15 @@ impl Feeder {
     /// # Errors
     /// When not all could be answered.
     pub async fn compute(&self, asker: Asker, mut reader: Reader, mut splitter: Splitter) -> Result<Computed, Ended> {
-        let mut work = Work { asker, lines: Lines::new(), sent: VecDeque::new(), results: Vec::new(), run: Run::default() };
-        let ended = self.feed(&mut work, &mut reader, &mut splitter).await;
+        let mut work =
+            Work { asker, lines: Lines::new(), sent: VecDeque::new(), results: Vec::new(), run: Run::default() };
+        let mut ended = self.feed(&mut work, &mut reader, &mut splitter).await;
         // Whatever ended it: a window that is lost with a device must not go unnoticed.
         while let Some(answer) = work.sent.pop_front() {
-            let end = answer.await;
-            match (&ended, end) {
-                (_, Err(_)) => return Err(Ended::Lost),
-                (Ok(()), Ok(end)) => work.take(end)?,
-                (Err(_), Ok(_)) => {}
+            match answer.await {
+                Err(_) => ended = Err(Ended::Lost),
+                Ok(end) if ended.is_ok() => ended = work.take(end),
+                Ok(_) => {}
             }
         }
         ended.map(|()| Computed { results: work.results, run: work.run })

@@ -207,7 +207,7 @@ pub(in crate::bad_input) const FIELDS: &[Row] = &[
     ),
     row(
         "`uri` that the operator does not allow",
-        || with(json!({"reply_to": {"uri": "gs://b/"}})),
+        || with(json!({"reply_to": {"uri": "gs://bucket/"}})),
         rejected("forbidden", "reply_to.uri is not allowed"),
     ),
     row(

@@ -1,0 +1,223 @@
+//! A large input is split: the plan is fixed, compressed text becomes plain pieces, and shards are published.
+//!
+//! In: the pieces that `whole.rs` counts. Out: shards, confirmed by their queue; then the parent is done. The plan, put
+//! only if absent, holds for every later attempt: the version of the object and the size of a piece. So whoever comes
+//! again makes the same shards, whatever its own settings are.
+
+use bytes::Bytes;
+use inferq_shared::backoff::Backoff;
+use inferq_shared::broker::{Attributes, BrokerError, Message, Publisher};
+use inferq_shared::bucket::{Created, ObjectInfo, Uri};
+use inferq_shared::job::{Inputs, Job, ParentId, Shard, VERSION, attribute};
+use inferq_shared::reply::ReplyError;
+use inferq_shared::telemetry::{self, story};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Piece, PieceSize};
+use super::reader::Ended;
+use super::unpack::Packing;
+use super::whole::below;
+use super::{Answer, Claim, Desk};
+use crate::outage::Outage;
+use crate::ticket::ReleaseReason;
+
+/// The plan's name, below the job's folder.
+const PLAN: &str = "_plan.json";
+/// A plan is no longer than this.
+const PLAN_BYTES: u64 = 1 << 16;
+/// Shards published at once.
+const SHARDS_A_PUBLISH: usize = 100;
+
+/// What every attempt at a split job has in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Plan {
+    version: u32,
+    input_uri: String,
+    etag: String,
+    items: u32,
+    bytes: u64,
+}
+
+impl<P: Publisher> Desk<P> {
+    /// Makes sure that the job can be split, and fixes how. Another size: an attempt before this one has fixed that.
+    pub(super) async fn begin_split(
+        &mut self,
+        claim: &Claim,
+        info: &ObjectInfo,
+        digest: &str,
+        size: PieceSize,
+    ) -> Result<Option<PieceSize>, Ended> {
+        let invalid = |message: String| Ended::Failed(ReplyError::new("invalid", message));
+        let Some(place) = &claim.place else {
+            let limit = size.items;
+            return Err(invalid(format!(
+                "input_uri has more than {limit} items or {} bytes, so that it is split: give reply_to.uri",
+                size.bytes
+            )));
+        };
+        ParentId::new(claim.case.id.clone()).map_err(invalid)?;
+        let uri = below(&place.folder, PLAN)?;
+        let plan = Plan {
+            version: VERSION,
+            input_uri: info.uri.to_string(),
+            etag: info.etag.clone(),
+            items: size.items,
+            bytes: size.bytes,
+        };
+        let body = Bytes::from(serde_json::to_vec(&plan).expect("a plan has only string keys"));
+        let kept = format!("sha256:{digest}");
+        let (buckets, at) = (&self.buckets, claim.case.at);
+        let created = self.writing.ask("put", at, || buckets.create(&uri, body.clone(), &kept)).await;
+        match created.map_err(Ended::unwritten)? {
+            Created::New => Ok(None),
+            Created::Exists { digest } => {
+                let read = self.reading.ask("read", at, || buckets.read_all(&uri, PLAN_BYTES)).await;
+                let read = read.map_err(Ended::unwritten)?;
+                let before = read.and_then(|(_, body)| serde_json::from_slice::<Plan>(&body).ok());
+                resume(&uri, before, &plan, digest.as_deref() == Some(&kept))
+            }
+        }
+    }
+
+    /// Notes closed pieces. Those of a compressed input are put, and then are that object.
+    pub(super) async fn keep(
+        &mut self,
+        claim: &Claim,
+        packing: Packing,
+        closed: Vec<(Piece, Vec<u8>)>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Ended> {
+        for (mut piece, text) in closed {
+            if let (true, Some(place)) = (packing != Packing::Plain, &claim.place) {
+                let number = u32::try_from(pieces.len()).expect("the planner numbers them");
+                let uri = piece_uri(&place.folder, number)?;
+                (piece.from, piece.to) = (0, text.len() as u64);
+                let body = Bytes::from(text);
+                let put = || self.buckets.create(&uri, body.clone(), "piece");
+                self.writing.ask("put", claim.case.at, put).await.map_err(Ended::unwritten)?;
+            }
+            pieces.push(piece);
+        }
+        Ok(())
+    }
+
+    /// Publishes a shard a piece.
+    pub(super) async fn publish(
+        &mut self,
+        claim: &Claim,
+        info: &ObjectInfo,
+        pieces: &[Piece],
+    ) -> Result<Answer, Ended> {
+        let messages: Vec<Message> = self.messages(claim, info, pieces);
+        for some in messages.chunks(SHARDS_A_PUBLISH) {
+            self.publish_some(some, claim).await?;
+        }
+        story::split(&claim.case.id, pieces.len(), pieces.iter().map(|piece| u64::from(piece.items)).sum());
+        Ok(Answer::Done)
+    }
+
+    fn messages(&self, claim: &Claim, info: &ObjectInfo, pieces: &[Piece]) -> Vec<Message> {
+        let parent = ParentId::new(claim.case.id.clone()).expect("the id was checked when splitting began");
+        let count = u32::try_from(pieces.len()).expect("the planner bounds the pieces");
+        let unpacked = Packing::of(info.uri.name()) != Packing::Plain;
+        let published = self.feeder.intake.clock.wall().as_millisecond().to_string();
+        let shard = |(number, piece): (u32, &Piece)| Shard {
+            parent: parent.clone(),
+            number,
+            count,
+            etag: info.etag.clone(),
+            unpacked,
+            from: piece.from,
+            to: piece.to,
+            line: piece.line,
+            index: piece.index,
+            items: piece.items,
+        };
+        let message = |shard: Shard| {
+            let attributes = attributes(claim, &shard, &published);
+            let (id, uri) = (shard.id(), info.uri.to_string());
+            let job = Job { id, inputs: Inputs::Shard { uri, shard }, ..claim.job.clone() };
+            Message { body: Bytes::from(job.encode()), attributes }
+        };
+        (0..).zip(pieces).map(shard).map(message).collect()
+    }
+
+    /// Publishes until it is confirmed, refused, or the parent was held too long.
+    async fn publish_some(&mut self, messages: &[Message], claim: &Claim) -> Result<(), Ended> {
+        let queue = self.feeder.intake.settings.queues.shards();
+        let patience = &mut self.writing;
+        patience.seed = patience.seed.wrapping_add(1);
+        let mut rng = StdRng::seed_from_u64(patience.seed);
+        let (mut failures, mut outage) = (0, None);
+        loop {
+            let published = tokio::select! {
+                biased;
+                () = patience.end.cancelled() => return Err(Ended::Released(patience.end_reason)),
+                published = self.publisher.publish(&queue, messages.to_vec()) => published,
+            };
+            let error = match published {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_transient() => error,
+                Err(BrokerError::Closed) => return Err(Ended::Released(ReleaseReason::Outage)),
+                Err(error) => return Err(Ended::Undeliverable(format!("shards_undeliverable: {error}"))),
+            };
+            telemetry::broker_failed("publish", &error);
+            outage.get_or_insert_with(|| Outage::begin(patience.outage.clone()));
+            if patience.clock.now().saturating_duration_since(claim.case.at) >= patience.lease_max {
+                return Err(Ended::Released(ReleaseReason::Outage));
+            }
+            let wait = Backoff::BROKER.delay(failures, &mut rng);
+            failures += 1;
+            tokio::select! {
+                biased;
+                () = patience.end.cancelled() => return Err(Ended::Released(patience.end_reason)),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+/// How an attempt goes on that finds a plan: with its size, or not at all.
+fn resume(uri: &Uri, before: Option<Plan>, plan: &Plan, same: bool) -> Result<Option<PieceSize>, Ended> {
+    match before {
+        Some(before) if same => {
+            let size = PieceSize { items: before.items, bytes: before.bytes };
+            Ok((size != PieceSize { items: plan.items, bytes: plan.bytes }).then_some(size))
+        }
+        Some(before) if before.input_uri == plan.input_uri && before.etag != plan.etag => {
+            let message = format!(
+                "input_uri {} has changed since the job was first split: submit it under another id",
+                plan.input_uri
+            );
+            Err(Ended::Failed(ReplyError::new("source_changed", message)))
+        }
+        _ => {
+            let message = format!("{uri} is there already and is the plan of another job: choose another id or prefix");
+            Err(Ended::Failed(ReplyError::new("id_conflict", message)))
+        }
+    }
+}
+
+/// Where the unpacked text of a piece lies, below the job's folder.
+pub(super) fn piece_uri(folder: &Uri, number: u32) -> Result<Uri, Ended> {
+    below(folder, &format!("_input/{number:05}.jsonl"))
+}
+
+fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {
+    let mut attributes = Attributes::from([
+        (attribute::CONTENT_TYPE.to_owned(), "application/json".to_owned()),
+        (attribute::VERSION.to_owned(), VERSION.to_string()),
+        (attribute::JOB_ID.to_owned(), shard.id().to_string()),
+        (attribute::PARENT.to_owned(), shard.parent.to_string()),
+        (attribute::ITEMS.to_owned(), shard.items.to_string()),
+        (attribute::PUBLISHED_AT.to_owned(), published.to_owned()),
+    ]);
+    let passed_on =
+        [(attribute::TRACEPARENT, &claim.case.traceparent), (attribute::SUBMISSION, &claim.case.submission)];
+    for (name, value) in passed_on {
+        attributes.extend(value.clone().map(|value| (name.to_owned(), value)));
+    }
+    attributes
+}
