@@ -23,6 +23,10 @@ use parquet::schema::types::{ColumnPath, TypePtr};
 
 use crate::reply::{Embedding, ItemResult, Label, ReplyError};
 
+mod read;
+
+pub use self::read::read;
+
 /// What the results of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
