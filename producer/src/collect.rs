@@ -10,11 +10,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use futures_util::stream::{self, FuturesOrdered, FuturesUnordered};
+use futures_util::{StreamExt, TryStreamExt};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Lease, Pull};
+use inferq_shared::bucket::{AllowList, BucketError, Buckets, Uri};
 use inferq_shared::reply::Reply;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -26,7 +27,9 @@ use crate::follow::Follower;
 use crate::ledger::{Answer, Counts, Ledger, LedgerError, Recorded, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::output::{OutputArgs, Target};
+use crate::pointer::{PointerError, Pointers};
 use crate::progress::{Progress, Tally, Total, grouped};
+use crate::recipe::REPLY_URI;
 use crate::summary::Summary;
 
 /// The flags of `inferq collect`.
@@ -47,12 +50,20 @@ pub struct Args {
     /// stay there.
     #[arg(long, env = "INFERQ_RESULTS", value_name = "URL")]
     results: Option<BrokerUrl>,
+    /// Read results that a reply says lie beneath this prefix, like gs://bucket/results/. What `submit --reply-uri` or
+    /// `--to` asked for is allowed already. Can be given more than once.
+    #[arg(long, env = "INFERQ_ALLOW_READ", value_name = "PREFIX", value_delimiter = ',')]
+    allow_read: Vec<Uri>,
 }
 
 /// One pull brings no more than this: enough for a commit to be worth its sync.
 const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"), bytes: 16 << 20 };
 /// After a crash, replies that were on their way to the ledger are free again after so long.
 const LEASE: Duration = Duration::from_secs(5);
+/// Objects that are read at once.
+const FOLLOWING: usize = 16;
+/// Between two looks at a bucket that is down; each look lasts some seconds of its own.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pulls that are decoded at once.
 const DECODING: usize = 2;
 /// Pulls whose leases are being settled; no more are taken meanwhile.
@@ -74,6 +85,8 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     let started = Instant::now();
     let target = args.output.target()?;
     let ledger = Ledger::open(&args.ledger)?;
+    let pointers = Pointers::new(Buckets::new(), allowed(&ledger, &args.allow_read)?);
+    let target = target.reading(pointers.clone());
     let counts = ledger.counts();
     let route = Route::of(&ledger, &args)?;
     if !counts.complete {
@@ -90,7 +103,8 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     if !counts.all_answered() {
         let progress = Progress::new();
         progress.expect(Total::Exactly(counts.entries - counts.bad));
-        let collector = Collector { broker: &broker, route: &route, ledger: &ledger, progress: &progress };
+        let collector =
+            Collector { broker: &broker, route: &route, ledger: &ledger, pointers: &pointers, progress: &progress };
         // Nothing is submitted meanwhile, so this never changes.
         let (_submitting, complete) = watch::channel(true);
         let deadline = args.timeout_s.map(|seconds| started + Duration::from_secs(seconds));
@@ -110,6 +124,13 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     }
     broker.close().await;
     Ok(outcome)
+}
+
+/// Where results may be read: where the submission asked for them, and what the user allows besides.
+fn allowed(ledger: &Ledger, more: &[Uri]) -> Result<AllowList, Error> {
+    let plan = ledger.plan()?;
+    let asked = plan.as_ref().and_then(|plan| plan.parameters.get(REPLY_URI)?.as_str()?.parse().ok());
+    Ok(asked.into_iter().chain(more.iter().cloned()).collect())
 }
 
 /// Writes the output from the best replies, and says on stderr what is in it. Every job has a reply by now; `before`
@@ -165,8 +186,23 @@ pub struct Collector<'a> {
     pub route: &'a Route,
     /// Where they go.
     pub ledger: &'a SharedLedger,
+    /// Where their results are, when they lie elsewhere.
+    pub pointers: &'a Pointers,
     /// Who is told.
     pub progress: &'a Progress,
+}
+
+/// What came on the route, decoded.
+struct Decoded {
+    lease: Lease,
+    reply: Decoding,
+}
+
+enum Decoding {
+    Answer(Answer),
+    /// Its results are elsewhere.
+    Pointer(Box<Reply>),
+    Unfit(String),
 }
 
 /// What came on the route, read but not yet recorded.
@@ -195,7 +231,7 @@ impl Collector<'_> {
         stop: &CancellationToken,
     ) -> Result<(), Error> {
         let mut consumer = self.consumer(stop).await?;
-        let mut decoding: FuturesOrdered<JoinHandle<Vec<Received>>> = FuturesOrdered::new();
+        let mut decoding = FuturesOrdered::new();
         let mut settling = FuturesUnordered::new();
         let mut retry = 0;
         let mut strangers = 0;
@@ -208,7 +244,7 @@ impl Collector<'_> {
                 Ok(()) = complete.changed() => {}
                 Some(()) = settling.next() => {}
                 Some(received) = decoding.next() => {
-                    let (unknown, settle) = self.record(received.expect("decoding does not panic"), follower)?;
+                    let (unknown, settle) = self.record(received?, follower)?;
                     strangers += unknown;
                     settling.push(settle);
                     self.show();
@@ -216,7 +252,7 @@ impl Collector<'_> {
                 received = consumer.receive(PULL), if decoding.len() < DECODING && settling.len() < SETTLING => match received {
                     Ok(deliveries) => {
                         retry = 0;
-                        decoding.push_back(spawn_blocking(|| deliveries.into_iter().map(Received::of).collect()));
+                        decoding.push_back(self.read(spawn_blocking(|| decode(deliveries))));
                     }
                     Err(error) if error.is_transient() => {
                         if retry == RETRIES_UNSAID {
@@ -230,7 +266,7 @@ impl Collector<'_> {
             }
         }
         while let Some(received) = decoding.next().await {
-            let (unknown, settle) = self.record(received.expect("decoding does not panic"), follower)?;
+            let (unknown, settle) = self.record(received?, follower)?;
             strangers += unknown;
             settling.push(settle);
         }
@@ -240,6 +276,45 @@ impl Collector<'_> {
             self.progress.note(&format!("{} replies to unknown jobs came on {}", grouped(strangers), self.route.name));
         }
         Ok(())
+    }
+
+    /// Reads what was decoded to its end: replies that point elsewhere are followed.
+    async fn read(&self, decoding: JoinHandle<Vec<Decoded>>) -> Result<Vec<Received>, Error> {
+        let decoded = decoding.await.expect("decoding does not panic");
+        stream::iter(decoded).map(|decoded| self.follow(decoded)).buffered(FOLLOWING).try_collect().await
+    }
+
+    async fn follow(&self, decoded: Decoded) -> Result<Received, Error> {
+        let read = match decoded.reply {
+            Decoding::Answer(answer) => Ok(answer),
+            Decoding::Unfit(why) => Err(why),
+            Decoding::Pointer(reply) => self.inlined(*reply).await?,
+        };
+        Ok(Received { lease: decoded.lease, read })
+    }
+
+    /// The answer with its results, however long the bucket is down. A pointer that leads nowhere makes a reply unfit; one
+    /// that this user may not follow ends the command, which loses nothing.
+    async fn inlined(&self, reply: Reply) -> Result<Result<Answer, String>, Error> {
+        let mut said = false;
+        loop {
+            match self.pointers.inlined(reply.clone()).await {
+                Ok(reply) => {
+                    let body = Bytes::from(reply.encode());
+                    let checked = Reply::decode(&body).map_err(|error| error.to_string());
+                    return Ok(checked.map(|reply| Answer::new(&reply, body)));
+                }
+                Err(PointerError::Bucket(error)) if error.is_transient() => {
+                    if !said {
+                        self.progress.note(&format!("waiting: {error}"));
+                        said = true;
+                    }
+                    sleep(LOOK_AGAIN).await;
+                }
+                Err(PointerError::Bucket(error @ BucketError::Forbidden { .. })) => return Err(error.into()),
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
     }
 
     async fn consumer(&self, stop: &CancellationToken) -> Result<impl Consumer + use<>, Error> {
@@ -360,11 +435,19 @@ fn first_of(fates: &[Recorded]) -> Vec<u64> {
     first.collect()
 }
 
-impl Received {
+fn decode(deliveries: Vec<Delivery>) -> Vec<Decoded> {
+    deliveries.into_iter().map(Decoded::of).collect()
+}
+
+impl Decoded {
     fn of(delivery: Delivery) -> Self {
         let body: Bytes = delivery.message.body;
-        let read = Reply::decode(&body).map_err(|error| error.to_string());
-        Self { lease: delivery.lease, read: read.map(|reply| Answer::new(&reply, body)) }
+        let reply = match Reply::decode(&body) {
+            Err(error) => Decoding::Unfit(error.to_string()),
+            Ok(reply) if reply.output_uri.is_some() && reply.results.is_empty() => Decoding::Pointer(Box::new(reply)),
+            Ok(reply) => Decoding::Answer(Answer::new(&reply, body)),
+        };
+        Self { lease: delivery.lease, reply }
     }
 }
 

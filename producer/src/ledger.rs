@@ -17,6 +17,7 @@ pub use self::confirmed::Confirmed;
 pub use self::replies::{Answer, Answered, Followed, Recorded, Selection};
 
 mod confirmed;
+mod elsewhere;
 mod own_ids;
 mod replies;
 
@@ -25,7 +26,7 @@ pub mod lookup;
 /// Marks a sqlite file as a ledger: "iqld".
 const APPLICATION_ID: i32 = 0x6971_6c64;
 /// The version of the tables below.
-const FORMAT: i32 = 2;
+const FORMAT: i32 = 3;
 
 const TABLES: &str = "
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -229,6 +230,7 @@ impl Ledger {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(TABLES)?;
         transaction.execute_batch(own_ids::TABLE)?;
+        transaction.execute_batch(elsewhere::TABLE)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()
@@ -324,6 +326,14 @@ impl Ledger {
         let insert = "INSERT INTO settings VALUES ('plan', ?1), ('submission', ?2)";
         transaction.execute(insert, params![plan, id])?;
         transaction.commit()
+    }
+
+    /// Whether it has jobs whose items lie in a bucket.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn has_items_elsewhere(&self) -> Result<bool, LedgerError> {
+        elsewhere::any(&self.connection).map_err(self.named())
     }
 
     /// Whether a reply has come for `chunk`.

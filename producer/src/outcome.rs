@@ -5,9 +5,11 @@
 use std::io;
 
 use inferq_shared::broker::BrokerError;
+use inferq_shared::bucket::BucketError;
 use inferq_worker::serve::ServeError;
 
 use crate::ledger::LedgerError;
+use crate::pointer::PointerError;
 use crate::source::SourceError;
 
 /// How a command ended that did what it was asked.
@@ -46,6 +48,12 @@ pub enum Error {
     /// The ledger did not do its part.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Results that lie in a bucket can't be had.
+    #[error(transparent)]
+    Pointer(#[from] PointerError),
+    /// A bucket did not do its part.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// The input can't be read.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -80,6 +88,9 @@ impl Error {
             Self::Ledger(LedgerError::Sqlite { .. }) => 1,
             Self::Ledger(_) => 64,
             Self::Broker { error: BrokerError::UnknownQueue(_) | BrokerError::Refused(_), .. } => 64,
+            Self::Bucket(BucketError::Forbidden { .. } | BucketError::Refused { .. }) => 64,
+            Self::Pointer(PointerError::Bucket(BucketError::Forbidden { .. } | BucketError::Refused { .. })) => 64,
+            Self::Pointer(_) | Self::Bucket(_) => 1,
             Self::TimedOut(_) => 75,
             Self::Worker(error) => error.exit_code(),
             Self::Interrupted(_) | Self::NotFound(_) | Self::Broker { .. } | Self::Source(_) | Self::Io { .. } => 1,

@@ -11,19 +11,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use inferq_shared::columns::Kind;
 use inferq_shared::job::Encoding;
-use inferq_shared::reply::Reply;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::this_command;
+use self::chunks::Chunks;
 use crate::follow::Follower;
 use crate::ledger::{Answered, Ledger, Selection};
 use crate::outcome::Error;
+use crate::pointer::Pointers;
 use crate::progress::{Progress, Tally as Done, Total};
 use crate::rows::{Rows, Tally};
-use crate::sink::{Block, BlockSize, Encoder, Format, Output, Reserved, Sink};
+use crate::sink::{Block, Encoder, Format, Output, Reserved, Sink};
 use crate::submit::encoding;
+
+mod chunks;
 
 /// Where rows go.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,6 +58,7 @@ pub struct Target {
     failures: Option<PathBuf>,
     /// Absent when the output is followed.
     whole: Option<Reserved>,
+    pointers: Pointers,
 }
 
 impl OutputArgs {
@@ -76,7 +78,8 @@ impl OutputArgs {
         self.failures.iter().try_for_each(|path| Output::File(path.clone()).check())?;
         let whole = if self.follow { None } else { Some(Reserved::new(self.output.clone())?) };
         let failures = self.failures.clone().or_else(|| self.output.regular_file().map(failures_of));
-        Ok(Target { output: self.output.clone(), format, encoding: self.encoding, failures, whole })
+        let (output, pointers) = (self.output.clone(), Pointers::none());
+        Ok(Target { output, format, encoding: self.encoding, failures, whole, pointers })
     }
 
     fn check(&self, format: Format) -> Result<(), Error> {
@@ -119,6 +122,11 @@ impl Target {
         self.failures.as_deref()
     }
 
+    /// The same, with results read from where `pointers` lead.
+    pub fn reading(self, pointers: Pointers) -> Self {
+        Self { pointers, ..self }
+    }
+
     /// What appends rows as replies come, if that is asked for; it has written what the ledger holds already.
     ///
     /// # Errors
@@ -126,6 +134,10 @@ impl Target {
     pub fn follower(&self, ledger: &mut Ledger) -> Result<Option<Follower>, Error> {
         if self.whole.is_some() {
             return Ok(None);
+        }
+        if ledger.has_items_elsewhere()? {
+            let message = "--follow can't number the rows of jobs whose items lie in a bucket: leave --follow away";
+            return Err(Error::Usage(message.to_owned()));
         }
         let mut follower = Follower::open(ledger, &self.output, self.encoding)?;
         follower.catch_up(ledger)?;
@@ -148,28 +160,23 @@ impl Target {
         let mut failures = Failures { path: self.failures.clone(), file: None };
         let Some(reserved) = self.whole else {
             let mut tally = follower.map_or(Ok(Tally::default()), |follower| follower.finish(ledger))?;
+            let chunks = Chunks { ledger, pointers: &self.pointers, stop };
             let failed =
-                write(ledger, Selection::Failed, &Encoder::Nothing, Sink::nothing(), &mut failures, &progress, stop)?;
+                write(&chunks, Selection::Failed, &Encoder::Nothing, Sink::nothing(), &mut failures, &progress)?;
             failures.finish()?;
             tally.failed = failed.failed;
             tally.rows = entries;
             return Ok(tally);
         };
-        let encoder = Encoder::new(self.format, self.encoding, kind(ledger)?);
+        let chunks = Chunks { ledger, pointers: &self.pointers, stop };
+        let encoder = Encoder::new(self.format, self.encoding, chunks.kind()?);
         let sink = Sink::start(&reserved, &encoder)?;
-        let tally = write(ledger, Selection::All, &encoder, sink, &mut failures, &progress, stop)?;
+        let tally = write(&chunks, Selection::All, &encoder, sink, &mut failures, &progress)?;
         // The list first: where the output is, it is complete.
         failures.finish()?;
         reserved.finish()?;
         Ok(tally)
     }
-}
-
-/// What the first result is; a Parquet file's columns follow from it.
-fn kind(ledger: &Ledger) -> Result<Kind, Error> {
-    let body = ledger.first_result()?;
-    // One that can't be read is named with its job when its rows are made.
-    Ok(body.and_then(|body| Reply::decode(&body).ok()).map_or(Kind::Unknown, |reply| Kind::of(&reply.results)))
 }
 
 /// The list of failures: a file that is only there when it has a line.
@@ -245,13 +252,12 @@ type Promise = Receiver<Result<Encoded, Error>>;
 
 /// Writes the rows of the selection, in order, and the failures among them.
 fn write(
-    ledger: &Ledger,
+    chunks: &Chunks<'_>,
     selection: Selection,
     encoder: &Encoder,
     sink: Sink,
     failures: &mut Failures,
     progress: &Progress,
-    stop: &CancellationToken,
 ) -> Result<Tally, Error> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let (work, waiting) = sync_channel::<Work>(0);
@@ -264,7 +270,7 @@ fn write(
         }
         drop(waiting);
         let writing = scope.spawn(move || write_blocks(promised, sink, failures, progress));
-        let read = read_groups(ledger, selection, encoder.block_size(), stop, |group| {
+        let read = chunks.in_groups(selection, encoder.block_size(), |group| {
             let (done, promise) = sync_channel(1);
             work.send((group, done)).ok().and_then(|()| promises.send(promise).ok())
         });
@@ -302,33 +308,6 @@ fn encode_groups(waiting: &Mutex<Receiver<Work>>, encoder: &Encoder) {
         // Nobody waits for it when writing has failed.
         let _ = done.send(Encoded::of(group, encoder));
     }
-}
-
-/// Hands over the chunks of the selection in groups, until nobody takes them.
-fn read_groups(
-    ledger: &Ledger,
-    selection: Selection,
-    block: BlockSize,
-    stop: &CancellationToken,
-    mut hand_over: impl FnMut(Vec<Answered>) -> Option<()>,
-) -> Result<(), Error> {
-    let interrupted = || Error::Interrupted(format!("interrupted while writing; to go on: {}", this_command()));
-    let (mut group, mut bytes, mut rows) = (Vec::new(), 0, 0);
-    ledger.for_each(selection, |answered| {
-        bytes += answered.reply.as_ref().map_or(0, Vec::len);
-        rows += answered.items + answered.bad.len() as u64;
-        group.push(answered);
-        if bytes < block.reply_bytes && rows < block.rows {
-            return Ok(());
-        }
-        (bytes, rows) = (0, 0);
-        let taken = hand_over(std::mem::take(&mut group));
-        if stop.is_cancelled() || taken.is_none() { Err(interrupted()) } else { Ok(()) }
-    })?;
-    if group.is_empty() {
-        return Ok(());
-    }
-    hand_over(group).ok_or_else(interrupted)
 }
 
 #[cfg(test)]

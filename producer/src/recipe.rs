@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use inferq_shared::broker::{Attributes, Message};
-use inferq_shared::job::{Encoding, Inputs, Item, Job, JobId, Limits, Metadata, Parameters, VERSION, attribute};
+use inferq_shared::job::{
+    Encoding, Inputs, Item, Job, JobId, Limits, Metadata, Parameters, ReplyTo, VERSION, attribute,
+};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -88,6 +90,9 @@ pub struct JobArgs {
     pub metadata: Option<Metadata>,
 }
 
+/// The ledger's name for the prefix that results were asked for at.
+pub const REPLY_URI: &str = "reply-uri";
+
 /// Checked: what every job of a submission says besides its items.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -98,6 +103,7 @@ pub struct Recipe {
     metadata: Metadata,
     entries: usize,
     tokens: TokenCounter,
+    reply_to: Option<ReplyTo>,
 }
 
 impl InputArgs {
@@ -164,7 +170,13 @@ impl Recipe {
             metadata: args.metadata.clone().unwrap_or_default(),
             entries: args.items_per_job as usize,
             tokens: TokenCounter::default(),
+            reply_to: None,
         }
+    }
+
+    /// The same, with results asked for elsewhere than in the reply.
+    pub fn replying_to(self, reply_to: Option<ReplyTo>) -> Self {
+        Self { reply_to, ..self }
     }
 
     /// The same, with tokens counted so.
@@ -186,8 +198,24 @@ impl Recipe {
             ("id-field", json!(input.id_field)),
             ("column", json!(input.column.join(" "))),
             ("id-column", json!(input.id_column)),
+            (REPLY_URI, json!(self.reply_prefix())),
+            ("reply-format", json!(self.reply_format())),
         ];
         named.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn reply_prefix(&self) -> Option<&str> {
+        match &self.reply_to {
+            Some(ReplyTo::Bucket { prefix, .. }) => Some(prefix),
+            _ => None,
+        }
+    }
+
+    fn reply_format(&self) -> Option<&str> {
+        match &self.reply_to {
+            Some(ReplyTo::Bucket { format, .. }) => Some(format.extension()),
+            _ => None,
+        }
     }
 
     /// What one job may hold: its body also has room for all that is not items.
@@ -232,16 +260,26 @@ impl Recipe {
     /// The job that carries `items`, as published at `now`.
     pub fn message(&self, submission: &str, id: &JobId, items: Vec<Item>, now: Timestamp) -> Message {
         let attributes = self.attributes(submission, id, &items);
+        Message { body: self.job(id, Inputs::Items(items), now), attributes }
+    }
+
+    /// The job whose items are the lines of the object at `uri`, as published at `now`.
+    pub fn claim(&self, submission: &str, id: &JobId, uri: &str, now: Timestamp) -> Message {
+        let attributes = self.attributes(submission, id, &[]);
+        Message { body: self.job(id, Inputs::Uri(uri.to_owned()), now), attributes }
+    }
+
+    fn job(&self, id: &JobId, inputs: Inputs, now: Timestamp) -> Bytes {
         let job = Job {
             id: id.clone(),
             model: self.model.clone(),
-            inputs: Inputs::Items(items),
+            inputs,
             parameters: self.parameters,
-            reply_to: None,
+            reply_to: self.reply_to.clone(),
             deadline: self.deadline.or_else(|| self.deadline_after.and_then(|after| now.checked_add(after).ok())),
             metadata: self.metadata.clone(),
         };
-        Message { body: Bytes::from(job.encode()), attributes }
+        Bytes::from(job.encode())
     }
 }
 

@@ -164,7 +164,7 @@ impl Rows {
     /// # Errors
     /// When the ledger's reply is none.
     pub fn of(answered: Answered) -> Result<(Self, Tally), Error> {
-        let Answered { job, first, place, items, mut ids, bad, reply } = answered;
+        let Answered { job, first, place, items, mut ids, bad, reply, .. } = answered;
         ids.resize(items as usize, None);
         let reply = match reply {
             Some(body) => Some(Reply::decode(&body).map_err(|error| unreadable(&job, &error))?),
@@ -305,6 +305,7 @@ mod tests {
             ids: vec![Some("a".to_owned()), None],
             bad: vec![(11, None, error)],
             reply: Some(body.into()),
+            elsewhere: false,
         };
         let (rows, tally) = Rows::of(answered).expect("rows");
         let ids: Vec<&str> = rows.rows.iter().map(|row| &*row.id).collect();

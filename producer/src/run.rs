@@ -28,6 +28,7 @@ use crate::follow::Follower;
 use crate::ledger::{Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::output::OutputArgs;
+use crate::pointer::Pointers;
 use crate::progress::{Progress, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
 use crate::sink::Output;
@@ -216,7 +217,8 @@ impl Line<'_> {
             submitted.send_replace(true);
             Ok(())
         };
-        let collector = Collector { broker: self.broker, route: &route, ledger: self.ledger, progress: &progress };
+        let (broker, ledger, pointers) = (self.broker, self.ledger, &Pointers::none());
+        let collector = Collector { broker, route: &route, ledger, pointers, progress: &progress };
         let collecting = collector.receive_all(complete, None, follower, stop);
         tokio::try_join!(submitting, collecting).map(|_| ()).map_err(|error| match error {
             Error::Interrupted(_) => Error::Interrupted(collector.way_on()),

@@ -12,7 +12,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Message, Publisher, QueueOptions};
-use inferq_shared::job::{Encoding, attribute};
+use inferq_shared::bucket::{Uri, UriError};
+use inferq_shared::job::{Encoding, ObjectFormat, ReplyTo, attribute};
 use jiff::Timestamp;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -31,6 +32,7 @@ use crate::recipe::{InputArgs, JobArgs, Recipe};
 use crate::tokens::TokenCounter;
 
 mod check;
+mod claim;
 mod dry_run;
 mod reader;
 
@@ -52,6 +54,17 @@ pub struct Args {
     /// they are written.
     #[arg(long, env = "INFERQ_ENCODING", value_name = "float|base64", default_value = "base64", value_parser = encoding)]
     encoding: Encoding,
+    /// Have results put into a bucket, one object a job beneath this prefix, like gs://bucket/results/ (s3://,
+    /// file:///). Workers must be allowed to write there; `collect` reads them from there.
+    #[arg(long, env = "INFERQ_REPLY_URI", value_name = "PREFIX", value_parser = prefix)]
+    reply_uri: Option<Uri>,
+    /// The format of those objects.
+    #[arg(long, env = "INFERQ_REPLY_FORMAT", value_enum, default_value = "jsonl")]
+    reply_format: ReplyFormat,
+    /// Upload the input as it is, one file of JSON lines, beneath this prefix, and publish one job that names it. Workers
+    /// split it among them. Results go to --reply-uri, else beneath this prefix too.
+    #[arg(long, env = "INFERQ_TO", value_name = "PREFIX", value_parser = prefix, conflicts_with = "dry_run")]
+    to: Option<Uri>,
     /// Send again every job that no reply has come for.
     #[arg(long)]
     resubmit_unanswered: bool,
@@ -73,6 +86,33 @@ pub fn encoding(text: &str) -> Result<Encoding, String> {
         "float" => Ok(Encoding::Float),
         "base64" => Ok(Encoding::Base64),
         _ => Err("must be float or base64".to_owned()),
+    }
+}
+
+/// The format of results in a bucket, from a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReplyFormat {
+    /// One JSON object a line.
+    Jsonl,
+    /// One row an item.
+    Parquet,
+}
+
+/// A prefix from a flag; the slash at its end need not be written.
+fn prefix(text: &str) -> Result<Uri, UriError> {
+    let slash = if text.ends_with('/') { "" } else { "/" };
+    Uri::parse(&format!("{text}{slash}"))
+}
+
+impl Args {
+    /// Where the results are asked for, if not in the replies.
+    fn reply_to(&self) -> Option<ReplyTo> {
+        let format = match self.reply_format {
+            ReplyFormat::Jsonl => ObjectFormat::Jsonl,
+            ReplyFormat::Parquet => ObjectFormat::Parquet,
+        };
+        let prefix = self.reply_uri.as_ref().or(self.to.as_ref())?.to_string();
+        Some(ReplyTo::Bucket { prefix, format })
     }
 }
 
@@ -111,7 +151,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// When flags, input, ledger or queue can't be used, or a signal came.
 pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
     args.job.check_for(args.input.format)?;
-    let recipe = Recipe::new(&args.job, args.encoding);
+    let recipe = Recipe::new(&args.job, args.encoding).replying_to(args.reply_to());
     let tokens = TokenCounter::of_model(args.model.as_deref())?;
     let Some(queue) = args.queue.as_ref().filter(|_| !args.dry_run) else {
         return block_in_place(|| dry_run::dry_run(&args.input, &recipe, &tokens, &stop));
@@ -125,6 +165,11 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     broker.status(&queue.queues.jobs).await.map_err(|error| failed(&queue, error))?;
 
     let plan = Plan { queue: queue.to_string(), parameters: recipe.compared(&args.input) };
+    if let Some(to) = &args.to {
+        let claimed = claim::submit(&args, to, (&broker, &queue), (recipe, plan), &path, &stop).await;
+        broker.close().await;
+        return claimed;
+    }
     let Begun { ledger, submission, input } = Begun::at(&path, &plan, &args.input, &stop)?;
     let counts = ledger.counts();
     if counts.chunks > 0 && !args.resubmit_unanswered {

@@ -17,6 +17,7 @@ mod objects;
 mod operator;
 mod outputs;
 mod parity;
+mod pointers;
 mod processes;
 mod producer;
 mod tidy;

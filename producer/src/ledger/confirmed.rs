@@ -3,10 +3,11 @@
 //! In: chunks in input order. Out: whether a chunk is confirmed, and the refusal of one that is not what it was. Of a
 //! chunk it keeps a digest, its items' ids and its bad lines; no texts.
 
+use inferq_shared::job::Inputs;
 use inferq_shared::reply::ReplyError;
 use rusqlite::{ErrorCode, OptionalExtension, params};
 
-use super::{Counts, Ledger, LedgerError, own_ids};
+use super::{Counts, Ledger, LedgerError, elsewhere, own_ids};
 use crate::chunk::{Chunk, ChunkDigest, Work};
 
 /// What the ledger keeps of a chunk whose job is confirmed.
@@ -20,6 +21,7 @@ pub struct Confirmed {
     ids: Option<String>,
     bad: Vec<(u64, Option<String>, ReplyError)>,
     own_id: Option<String>,
+    elsewhere: bool,
 }
 
 impl Confirmed {
@@ -39,7 +41,14 @@ impl Confirmed {
                 Work::Job(ready) => Some(ready.job.id.to_string()),
                 Work::Items(_) => None,
             },
+            elsewhere: matches!(&chunk.work, Work::Job(ready) if matches!(ready.job.inputs, Inputs::Uri(_))),
         }
+    }
+
+    /// What is kept of the one job of a submission whose items lie in a bucket; `digest` is of those.
+    pub fn claim(digest: ChunkDigest, place: String) -> Self {
+        let (number, first, items) = (0, 0, 1);
+        Self { number, first, items, digest, place, ids: None, bad: Vec::new(), own_id: None, elsewhere: true }
     }
 
     /// The chunk's number.
@@ -112,6 +121,9 @@ impl Ledger {
             }
             if let Some(id) = &chunk.own_id {
                 own_ids::insert(&transaction, chunk.number, id)?;
+            }
+            if chunk.elsewhere {
+                elsewhere::insert(&transaction, chunk.number)?;
             }
             added.chunks += 1;
             added.jobs += u64::from(chunk.items > 0);

@@ -9,7 +9,7 @@ use inferq_shared::reply::{Reply, ReplyError, Status};
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Counts, Ledger, LedgerError, chunk_of_job, job_id, own_ids};
+use super::{Counts, Ledger, LedgerError, chunk_of_job, elsewhere, job_id, own_ids};
 
 /// What the ledger wants to know of a reply.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ enum Shape {
     Whole,
     /// So many items, in order.
     Items(u64),
+    /// So many items, in objects that the reply points at.
+    Elsewhere(u64),
     /// Items out of order: how.
     Disordered(String),
 }
@@ -62,6 +64,8 @@ pub struct Answered {
     pub bad: Vec<(u64, Option<String>, ReplyError)>,
     /// The best reply's body.
     pub reply: Option<Vec<u8>>,
+    /// Whether the job's items lie in a bucket.
+    pub elsewhere: bool,
 }
 
 /// Which chunks are looked at.
@@ -90,6 +94,7 @@ impl Answer {
         let misplaced = reply.results.iter().zip(0..).find(|(result, index)| result.index != *index);
         let shape = match misplaced {
             _ if reply.error.is_some() && reply.results.is_empty() => Shape::Whole,
+            _ if reply.output_uri.is_some() && reply.results.is_empty() => Shape::Elsewhere(reply.usage.items.into()),
             None => Shape::Items(reply.results.len() as u64),
             Some((result, index)) => {
                 Shape::Disordered(format!("the reply's result {index} has index {}", result.index))
@@ -98,11 +103,23 @@ impl Answer {
         Self { id: reply.id.clone(), status: reply.status, tokens: reply.usage.tokens, shape, body }
     }
 
-    /// Why it can't be the answer to a job of `items` items.
-    fn unfit(&self, items: u64) -> Option<String> {
+    /// The items it answers, if it says.
+    fn items(&self) -> Option<u64> {
+        match self.shape {
+            Shape::Items(items) | Shape::Elsewhere(items) => Some(items),
+            Shape::Whole | Shape::Disordered(_) => None,
+        }
+    }
+
+    /// Why it can't be the answer to a job of `items` items, or, when these are elsewhere, of any number.
+    fn unfit(&self, items: u64, elsewhere: bool) -> Option<String> {
         match &self.shape {
             Shape::Whole => None,
+            Shape::Items(_) | Shape::Elsewhere(_) if elsewhere => None,
             Shape::Items(results) if *results == items => None,
+            Shape::Elsewhere(_) => {
+                Some("the reply points at the parts of a large job, which this one is not".to_owned())
+            }
             Shape::Items(results) => Some(format!("the reply has {results} results, the job has {items} items")),
             Shape::Disordered(how) => Some(how.clone()),
         }
@@ -158,7 +175,7 @@ impl Ledger {
                 "WHERE r.status IS NOT 'succeeded' OR EXISTS (SELECT 1 FROM bad WHERE bad.chunk = j.chunk)"
             }
         };
-        let select = format!("{ANSWERED} {condition} ORDER BY j.chunk");
+        let select = format!("{} {condition} ORDER BY j.chunk", answered());
         let mut select = self.connection.prepare(&select).map_err(self.named())?;
         let mut rows = select.query([]).map_err(self.named())?;
         while let Some(row) = rows.next().map_err(self.named())? {
@@ -172,7 +189,7 @@ impl Ledger {
     /// # Errors
     /// When the file can't be read.
     pub fn chunk(&self, chunk: u64) -> Result<Option<Answered>, LedgerError> {
-        let select = format!("{ANSWERED} WHERE j.chunk = ?1");
+        let select = format!("{} WHERE j.chunk = ?1", answered());
         let answered = |select: &mut rusqlite::Statement<'_>| select.query_row([chunk], |row| self.answered(row));
         let found = self.connection.prepare_cached(&select).and_then(|mut select| answered(&mut select).optional());
         found.map_err(self.named())
@@ -198,22 +215,24 @@ impl Ledger {
     }
 
     fn answered(&self, row: &rusqlite::Row<'_>) -> rusqlite::Result<Answered> {
-        let chunk: u64 = row.get(0)?;
+        let (chunk, before): (u64, u64) = (row.get(0)?, row.get(6)?);
         let ids: Option<String> = row.get(4)?;
         let select = "SELECT position, id, code, message FROM bad WHERE chunk = ?1 ORDER BY position";
         let mut select = self.connection.prepare_cached(select)?;
         let bad = select.query_map([chunk], |row| {
-            Ok((row.get(0)?, row.get(1)?, ReplyError { code: row.get(2)?, message: row.get(3)? }))
+            let position: u64 = row.get(0)?;
+            Ok((before + position, row.get(1)?, ReplyError { code: row.get(2)?, message: row.get(3)? }))
         })?;
         Ok(Answered {
             job: self.job_id(chunk)?,
-            first: row.get(1)?,
+            first: before + row.get::<_, u64>(1)?,
             place: row.get(2)?,
             items: row.get(3)?,
             // Written by this file as a list of as many ids as items.
             ids: ids.and_then(|ids| serde_json::from_str(&ids).ok()).unwrap_or_default(),
             bad: bad.collect::<rusqlite::Result<_>>()?,
             reply: row.get(5)?,
+            elsewhere: row.get(7)?,
         })
     }
 
@@ -267,8 +286,13 @@ impl Ledger {
     }
 }
 
-const ANSWERED: &str = "SELECT j.chunk, j.first, j.place, j.items, j.ids, r.body
-    FROM jobs j LEFT JOIN replies r USING (chunk)";
+fn answered() -> String {
+    let (before, elsewhere) = (elsewhere::BEFORE, "EXISTS (SELECT 1 FROM elsewhere e WHERE e.chunk = j.chunk)");
+    format!(
+        "SELECT j.chunk, j.first, j.place, j.items, j.ids, r.body, {before}, {elsewhere}
+        FROM jobs j LEFT JOIN replies r USING (chunk)"
+    )
+}
 
 fn store_followed(transaction: &Transaction<'_>, followed: &Followed) -> rusqlite::Result<()> {
     let text = serde_json::to_string(followed).expect("strings and a number");
@@ -289,7 +313,8 @@ fn keep_best(
     let row: Option<(u64, Option<String>, u64)> =
         transaction.prepare_cached(select)?.query_row([chunk], row).optional()?;
     let Some((items, before, tokens_before)) = row else { return Ok(Recorded::Unknown) };
-    if let Some(why) = answer.unfit(items) {
+    let elsewhere = elsewhere::contains(transaction, chunk)?;
+    if let Some(why) = answer.unfit(items, elsewhere) {
         return Ok(Recorded::Unfit(why));
     }
     let duplicate = before.is_some();
@@ -300,7 +325,14 @@ fn keep_best(
     let row = params![chunk, answer.status.as_str(), answer.tokens, &answer.body[..]];
     transaction.prepare_cached(replace)?.execute(row)?;
     counts.tokens = counts.tokens - tokens_before + answer.tokens;
+    let items_before = items;
+    let items = answer.items().filter(|_| elsewhere).map_or(items, |items| items.max(1));
+    if items != items_before {
+        elsewhere::count(transaction, chunk, items)?;
+        counts.entries = counts.entries - items_before + items;
+    }
     if duplicate {
+        counts.items_answered = counts.items_answered - items_before + items;
         return Ok(Recorded::Duplicate);
     }
     counts.answered += 1;
