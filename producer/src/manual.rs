@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory, ValueEnum};
+use clap::{Command, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -42,7 +42,7 @@ pub struct ManArgs {
 }
 
 fn worker() -> Command {
-    inferq_worker::config::Cli::command()
+    inferq_worker::config::command()
 }
 
 /// Runs `inferq completions`.

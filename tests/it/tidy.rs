@@ -76,6 +76,7 @@ const PURE: &[&str] = &[
     "shared/src/bucket/uri",
     "shared/src/bucket/allow",
     "shared/src/bucket/error",
+    "worker/src/assets/manifest",
     "worker/src/batch",
     "worker/src/claim/completion",
     "worker/src/claim/lines",

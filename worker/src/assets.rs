@@ -3,23 +3,33 @@
 //! In: a Hugging Face model directory, with or without a `manifest.json` of ours. Out: the bytes of the files that are
 //! asked for, and the revision: the digest of exactly those files, so that a reply names what computed it. Files are
 //! read from start to end, which network volumes like best. It never writes, and never opens a file outside the
-//! directory.
+//! directory. The files below it are the operator's side, `inferq-worker assets`: [`command`], which calls `look` (list,
+//! verify, prune, manifest) and `sync` (from a `source` to a `volume`).
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
+
+use self::manifest::{FOLDER_PREFIX, Fingerprint, MANIFEST, Manifest, hex, is_inside, revision};
+
+pub mod command;
+mod disk;
+mod look;
+pub mod manifest;
+mod progress;
+mod source;
+mod sync;
+mod volume;
 
 /// Bytes read and hashed at a time: small enough to be hashed while still in the processor's cache.
 const CHUNK: usize = 512 * 1024;
 
-/// The name of our own list of a model's files.
-const MANIFEST: &str = "manifest.json";
+/// The link in a root to the revision that is to be used.
+pub const CURRENT: &str = "current";
 
 /// Why a model's file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +58,16 @@ pub enum AssetsError {
         /// What is wrong.
         what: String,
     },
+    /// Not as long yet as the manifest says.
+    #[error("{}: {found} bytes, {MANIFEST} says {expected}; the copy is not complete: copy the model again", path.display())]
+    Short {
+        /// Which file.
+        path: PathBuf,
+        /// Its bytes.
+        found: u64,
+        /// The bytes it should have.
+        expected: u64,
+    },
     /// Not the file that the manifest describes.
     #[error("{}: {what}; the copy is damaged or of another revision: copy the model again", path.display())]
     Mismatch {
@@ -58,30 +78,25 @@ pub enum AssetsError {
     },
 }
 
-/// What identifies one file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Fingerprint {
-    size: u64,
-    sha256: String,
+impl AssetsError {
+    /// Whether somebody may still be copying the model: then it is worth looking again.
+    pub fn may_be_on_its_way(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Short { .. })
+    }
 }
 
-#[derive(Deserialize)]
-struct ManifestFile {
-    name: String,
-    #[serde(flatten)]
-    fingerprint: Fingerprint,
-}
-
-#[derive(Deserialize)]
-struct ManifestJson {
-    name: String,
-    files: Vec<ManifestFile>,
-}
-
-/// The manifest: the model's name, and what each of its files must be.
-struct Manifest {
-    name: String,
-    files: BTreeMap<String, Fingerprint>,
+/// Where a model lies: the directory itself, or the one that its `current` points to. Found once, so that nobody reads
+/// half of one revision and half of the next.
+///
+/// # Errors
+/// When `current` points nowhere.
+pub fn locate(path: &Path) -> Result<PathBuf, AssetsError> {
+    let link = path.join(CURRENT);
+    if !link.is_symlink() {
+        return Ok(path.to_owned());
+    }
+    let hint = "it points to a revision that is not there: `inferq-worker assets sync` fills it";
+    link.canonicalize().map_err(|source| unreadable(&link, hint, source))
 }
 
 /// A model's directory, and what has been read of it.
@@ -92,30 +107,31 @@ pub struct ModelDirectory {
 }
 
 impl ModelDirectory {
-    /// Opens a directory and reads its manifest, if it has one.
+    /// Opens a directory, or what its `current` points to, and reads its manifest, if it has one.
     ///
     /// # Errors
     /// When it is no directory, or its manifest can't be read.
     pub fn open(path: &Path) -> Result<Self, AssetsError> {
+        let path = locate(path)?;
         if !path.is_dir() {
-            let (path, hint) =
-                (path.to_owned(), "a model is a directory with config.json, tokenizer.json and model.safetensors");
+            let (path, hint) = (path, "a model is a directory with config.json, tokenizer.json and model.safetensors");
             return Err(match path.exists() {
                 true => AssetsError::Malformed { path, what: format!("not a directory; {hint}") },
                 false => AssetsError::Missing { path, hint: hint.to_owned() },
             });
         }
         let manifest = read_manifest(&path.join(MANIFEST))?;
-        Ok(Self { path: path.to_owned(), manifest, read: Mutex::default() })
+        Ok(Self { path, manifest, read: Mutex::default() })
     }
 
     /// The model's name: the manifest's, else the directory's.
     pub fn name(&self) -> String {
-        if let Some(manifest) = &self.manifest {
-            return manifest.name.clone();
-        }
-        let resolved = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        self.manifest.as_ref().map_or_else(|| name_of(&self.path), |manifest| manifest.name.clone())
+    }
+
+    /// Its manifest, if it has one.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
     }
 
     /// Where a file of this name lies.
@@ -123,9 +139,25 @@ impl ModelDirectory {
         self.path.join(name)
     }
 
-    /// Whether there is a file of this name.
+    /// Whether there is a file of this name, or should be one.
     pub fn has(&self, name: &str) -> bool {
-        self.path_of(name).is_file()
+        let is_listed = self.manifest.as_ref().is_some_and(|manifest| manifest.files.contains_key(name));
+        is_listed || self.path_of(name).is_file()
+    }
+
+    /// Whether every file of the manifest is there and as long as it should be. Reads none of them.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_sizes(&self) -> Result<(), AssetsError> {
+        for (name, Fingerprint { size, .. }) in self.manifest.iter().flat_map(|manifest| &manifest.files) {
+            let path = self.path_of(name);
+            let found = path.metadata().map_err(|source| unreadable(&path, "the manifest lists it", source))?.len();
+            if found < *size {
+                return Err(AssetsError::Short { path, found, expected: *size });
+            }
+        }
+        Ok(())
     }
 
     /// Reads a file whole, and makes it part of the revision. `hint` says what the file is for, should it be missing.
@@ -134,7 +166,7 @@ impl ModelDirectory {
     /// When it is missing, unreadable or not what the manifest says.
     pub fn read(&self, name: &str, hint: &str) -> Result<Vec<u8>, AssetsError> {
         let path = self.path_of(name);
-        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+        if !is_inside(name) {
             return Err(AssetsError::Malformed {
                 path,
                 what: "the name leads out of the model's directory".to_owned(),
@@ -146,6 +178,17 @@ impl ModelDirectory {
         Ok(bytes)
     }
 
+    /// Compares a file with the manifest, in bounded memory; `progress` is told bytes.
+    ///
+    /// # Errors
+    /// When it is missing, unreadable or not what the manifest says.
+    pub fn verify(&self, name: &str, progress: impl Fn(u64)) -> Result<(), AssetsError> {
+        let path = self.path_of(name);
+        let hint = "the manifest lists it";
+        let found = disk::hash(&path, progress).map_err(|error| unreadable(&path, hint, error.source))?;
+        self.vouch(name, &path, &found)
+    }
+
     /// Reads a file that a model may lack.
     ///
     /// # Errors
@@ -154,20 +197,21 @@ impl ModelDirectory {
         if self.has(name) { self.read(name, "").map(Some) } else { Ok(None) }
     }
 
-    /// `sha256:` and the digest over the sorted lines `name size sha256` of all files read so far.
+    /// What names the model's files: those of the manifest, else all that have been read.
     pub fn revision(&self) -> String {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lines = Sha256::new();
-        for (name, Fingerprint { size, sha256 }) in read.iter() {
-            lines.update(format!("{name} {size} {sha256}\n"));
+        match &self.manifest {
+            Some(manifest) => manifest.revision(),
+            None => revision(&self.read.lock().unwrap_or_else(PoisonError::into_inner)),
         }
-        format!("sha256:{}", hex(&lines.finalize()))
     }
 
     fn vouch(&self, name: &str, path: &Path, found: &Fingerprint) -> Result<(), AssetsError> {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         let what = match manifest.files.get(name) {
             Some(expected) if expected == found => return Ok(()),
+            Some(Fingerprint { size, .. }) if found.size < *size => {
+                return Err(AssetsError::Short { path: path.to_owned(), found: found.size, expected: *size });
+            }
             Some(expected) if expected.size != found.size => {
                 format!("{} bytes, {MANIFEST} says {}", found.size, expected.size)
             }
@@ -183,17 +227,35 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, AssetsError> {
         return Ok(None);
     }
     let (bytes, _) = read_and_hash(path, "")?;
-    let json: ManifestJson = serde_json::from_slice(&bytes)
-        .map_err(|error| AssetsError::Malformed { path: path.to_owned(), what: format!("no manifest: {error}") })?;
-    let files = json.files.into_iter().map(|file| (file.name, file.fingerprint)).collect();
-    Ok(Some(Manifest { name: json.name, files }))
+    let malformed = |what| AssetsError::Malformed { path: path.to_owned(), what };
+    Manifest::decode(&bytes).map(Some).map_err(malformed)
+}
+
+/// What a model in this directory is called: never after a digest.
+pub fn name_of(directory: &Path) -> String {
+    let resolved = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let part = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let parent = resolved.parent().unwrap_or(&resolved);
+    // A cache of Hugging Face's: models--ORGANISATION--NAME/snapshots/COMMIT.
+    if part(parent).as_deref() == Some("snapshots")
+        && let Some(repository) = parent.parent().and_then(part)
+        && let Some(name) = repository.rsplit("--").next().filter(|_| repository.starts_with("models--"))
+    {
+        return name.to_owned();
+    }
+    let named = if part(&resolved).is_some_and(|name| name.starts_with(FOLDER_PREFIX)) { parent } else { &resolved };
+    part(named).unwrap_or_else(|| "model".to_owned())
+}
+
+fn unreadable(path: &Path, hint: &str, source: std::io::Error) -> AssetsError {
+    match source.kind() {
+        ErrorKind::NotFound => AssetsError::Missing { path: path.to_owned(), hint: hint.to_owned() },
+        _ => AssetsError::Unreadable { path: path.to_owned(), source },
+    }
 }
 
 fn read_and_hash(path: &Path, hint: &str) -> Result<(Vec<u8>, Fingerprint), AssetsError> {
-    let fail = |source: std::io::Error| match source.kind() {
-        ErrorKind::NotFound => AssetsError::Missing { path: path.to_owned(), hint: hint.to_owned() },
-        _ => AssetsError::Unreadable { path: path.to_owned(), source },
-    };
+    let fail = |source| unreadable(path, hint, source);
     let mut file = File::open(path).map_err(fail)?;
     let size = file.metadata().map_err(fail)?.len();
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
@@ -208,13 +270,6 @@ fn read_and_hash(path: &Path, hint: &str) -> Result<(Vec<u8>, Fingerprint), Asse
     }
     let fingerprint = Fingerprint { size: bytes.len() as u64, sha256: hex(&sha256.finalize()) };
     Ok((bytes, fingerprint))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }
 
 #[cfg(test)]
@@ -279,6 +334,47 @@ mod tests {
         let other_size = directory(&[("a", "abcd"), (MANIFEST, &manifest(OF_ABC))]);
         let error = ModelDirectory::open(other_size.path()).unwrap().read("a", "").unwrap_err().to_string();
         assert!(error.contains("4 bytes, manifest.json says 3"), "{error}");
+    }
+
+    #[test]
+    fn a_copy_that_is_not_complete_may_be_on_its_way_and_a_damaged_one_is_not() {
+        let error = |files: &[(&str, &str)]| {
+            let directory = directory(files);
+            let model = ModelDirectory::open(directory.path()).unwrap();
+            (model.check_sizes(), model.read("a", ""))
+        };
+        let (sizes, read) = error(&[("a", "ab"), (MANIFEST, &manifest(OF_ABC))]);
+        assert!(sizes.unwrap_err().may_be_on_its_way() && read.unwrap_err().may_be_on_its_way());
+        let (sizes, read) = error(&[(MANIFEST, &manifest(OF_ABC))]);
+        assert!(sizes.unwrap_err().may_be_on_its_way() && read.unwrap_err().may_be_on_its_way());
+        let (sizes, read) = error(&[("a", "abd"), (MANIFEST, &manifest(OF_ABC))]);
+        assert!(sizes.is_ok() && !read.unwrap_err().may_be_on_its_way());
+    }
+
+    #[test]
+    fn a_listed_file_is_not_optional() {
+        let directory = directory(&[(MANIFEST, &manifest(OF_ABC))]);
+        let model = ModelDirectory::open(directory.path()).unwrap();
+        assert!(matches!(model.read_if_there("a"), Err(AssetsError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_model_is_found_through_current_and_never_named_after_a_digest() {
+        let root = directory(&[]);
+        let names = ["tiny/sha256-53aa", "models--org--small--one/snapshots/c0ffee"];
+        for name in names {
+            std::fs::create_dir_all(root.path().join(name)).unwrap();
+        }
+        assert_eq!(name_of(&root.path().join(names[0])), "tiny");
+        assert_eq!(name_of(&root.path().join(names[1])), "one");
+        let link = root.path().join("tiny").join(CURRENT);
+        std::os::unix::fs::symlink("sha256-53aa", &link).unwrap();
+        std::fs::write(link.join("a"), "abc").unwrap();
+        let model = ModelDirectory::open(&root.path().join("tiny")).unwrap();
+        assert_eq!((model.read("a", "").unwrap(), model.name()), (b"abc".to_vec(), "tiny".to_owned()));
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("sha256-none", &link).unwrap();
+        assert!(ModelDirectory::open(&root.path().join("tiny")).err().unwrap().may_be_on_its_way());
     }
 
     #[test]

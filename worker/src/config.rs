@@ -3,16 +3,18 @@
 //! One declaration is flag, variable, help and reference (docs/operations.md is checked against it). Ranges and
 //! relations are checked in [`Args::check`]; each error names the flag, the limit and the fix.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, ValueEnum};
+use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use inferq_shared::broker::BrokerUrl;
 use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
+use crate::assets;
 use crate::batch::BatchLimits;
 use crate::claim::ClaimSettings;
 use crate::claim::unpack::UnpackCaps;
@@ -28,6 +30,7 @@ Examples:
   inferq-worker --queue sqlite:///var/lib/inferq/queue.db --model /models/all-MiniLM-L6-v2
   inferq-worker --queue sqlite:queue.db --engine echo --health 127.0.0.1:9090
   inferq-worker --queue sqlite:queue.db --model MODEL --allow-write s3://bucket/vectors/
+  inferq-worker assets --help
 
 Exit codes:
   0   drained after SIGTERM or SIGINT (a second signal exits at once)
@@ -42,6 +45,36 @@ pub struct Cli {
     /// The worker's flags.
     #[command(flatten)]
     pub args: Args,
+}
+
+/// What the command line asks for.
+pub enum Asked {
+    /// A worker.
+    Work(Box<Args>),
+    /// Something about the files of models.
+    Assets(assets::command::Command),
+}
+
+/// The whole command: the worker's flags, or a subcommand instead of them.
+pub fn command() -> Command {
+    let assets = assets::command::Command::augment_subcommands(Command::new("assets"))
+        .about("Copy, verify, list and prune the files of models")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .after_help(assets::command::HELP);
+    Cli::command().subcommand_negates_reqs(true).subcommand(assets)
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// When it can't be understood, and when it asks for help.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
+    let matches = command().try_get_matches_from(words)?;
+    match matches.subcommand() {
+        Some((_, matches)) => assets::command::Command::from_arg_matches(matches).map(Asked::Assets),
+        None => Args::from_arg_matches(&matches).map(|args| Asked::Work(Box::new(args))),
+    }
 }
 
 /// The engines.

@@ -85,6 +85,13 @@ pub struct ModelInfo {
     pub reads_pairs: bool,
 }
 
+/// The vector at length one; `None` where it has no length or an infinite one.
+pub(crate) fn unit(vector: &[f32]) -> Option<Vec<f32>> {
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let is_usable = length.is_finite() && length > 0.0;
+    is_usable.then(|| vector.iter().map(|value| value / length).collect())
+}
+
 /// A model that is ready to be warmed up: its replicas share one copy of the weights.
 pub struct Loaded {
     /// One engine a replica.

@@ -1,10 +1,11 @@
-//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code.
+//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code; or `assets`, which needs none
+//! of these.
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use inferq_shared::telemetry::{self, Telemetry};
-use inferq_worker::config::{Cli, Config};
+use inferq_worker::assets;
+use inferq_worker::config::{Args, Asked, Config, parse};
 use inferq_worker::health::Health;
 use inferq_worker::heaps;
 use inferq_worker::serve::{ServeError, connect, serve};
@@ -16,16 +17,19 @@ const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     heaps::bound();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    match parse(std::env::args_os()) {
+        Ok(Asked::Work(args)) => worker(*args),
+        Ok(Asked::Assets(command)) => look_after(command),
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+            ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 })
         }
-    };
-    let log = cli.args.log.clone();
-    let started =
-        cli.args.check().and_then(|config| Ok((config, telemetry::install(&log).map_err(|e| e.to_string())?)));
+    }
+}
+
+fn worker(args: Args) -> ExitCode {
+    let log = args.log.clone();
+    let started = args.check().and_then(|config| Ok((config, telemetry::install(&log).map_err(|e| e.to_string())?)));
     let (config, telemetry) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -38,6 +42,17 @@ fn main() -> ExitCode {
     // What still computes at the drain limit is not waited for.
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+fn look_after(command: assets::command::Command) -> ExitCode {
+    let runtime = runtime().expect("the system has room for a runtime's threads");
+    match runtime.block_on(assets::command::run(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("inferq-worker: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
 
 /// As tokio makes it, but with few threads for blocking work: decoding, tokenising and encoding keep a core busy each, and

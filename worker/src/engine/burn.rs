@@ -22,7 +22,7 @@ use super::bert::{Bert, BertConfig, ranges};
 use super::ops::{self, Compute};
 use super::pooling::Pooling;
 use super::weights::WeightFiles;
-use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens};
+use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens, unit};
 use crate::assets::{AssetsError, ModelDirectory};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
@@ -423,13 +423,6 @@ fn groups(items: &[&Tokens], threads: usize) -> Vec<Vec<usize>> {
         lightest.1.push(place);
     }
     groups.into_iter().map(|(_, places)| places).filter(|places| !places.is_empty()).collect()
-}
-
-/// The vector at length one; `None` where it has no length or an infinite one.
-fn unit(vector: &[f32]) -> Option<Vec<f32>> {
-    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
-    let is_usable = length.is_finite() && length > 0.0;
-    is_usable.then(|| vector.iter().map(|value| value / length).collect())
 }
 
 /// burn names no kinds of error, so the words decide.
