@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::parity::model_directory;
 
-
+mod serving;
 
 /// Runs `inferq-worker assets` to its end.
 pub(crate) fn assets(words: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {

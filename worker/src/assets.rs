@@ -99,6 +99,18 @@ pub fn locate(path: &Path) -> Result<PathBuf, AssetsError> {
     link.canonicalize().map_err(|source| unreadable(&link, hint, source))
 }
 
+/// What changes when something in a model's directory does: where it lies, and its files with their sizes and times.
+pub fn glance(path: &Path) -> String {
+    let Ok(directory) = locate(path) else { return String::new() };
+    let names = disk::files_below(&directory).unwrap_or_default();
+    let file = |name: &String| {
+        let found = directory.join(name).metadata().ok();
+        format!("{name} {:?}", found.map(|found| (found.len(), found.modified().ok())))
+    };
+    let files: Vec<_> = names.iter().map(file).collect();
+    format!("{}\n{}", directory.display(), files.join("\n"))
+}
+
 /// A model's directory, and what has been read of it.
 pub struct ModelDirectory {
     path: PathBuf,

@@ -92,12 +92,15 @@ pub struct Args {
     /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME]
     #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
     pub queue: BrokerUrl,
-    /// The model's directory, as Hugging Face lays it out
+    /// The model's directory, as Hugging Face lays it out, or a root of models as `assets sync` makes it
     #[arg(long, env = "INFERQ_MODEL", value_name = "DIR", required_if_eq("engine", "burn"))]
     pub model: Option<PathBuf>,
     /// The name that jobs call the model by [default: the manifest's, else the directory's]
     #[arg(long, env = "INFERQ_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
+    /// How long to wait for a model whose files are not all there yet, in seconds
+    #[arg(long, env = "INFERQ_ASSETS_WAIT_S", value_name = "S", default_value_t = 0)]
+    pub assets_wait_s: u64,
     /// What runs the batches
     #[arg(long, env = "INFERQ_ENGINE", value_enum, default_value = "burn")]
     pub engine: EngineKind,
@@ -225,6 +228,8 @@ pub struct Config {
     pub model: ModelSource,
     /// The name that jobs call the model by.
     pub model_name: Option<String>,
+    /// How long to wait for a model's files.
+    pub assets_wait: Duration,
     /// Engines that share the weights.
     pub replicas: NonZeroUsize,
     /// Threads inside one forward pass.
@@ -259,6 +264,7 @@ impl Args {
             queue: self.queue,
             model,
             model_name: self.model_name,
+            assets_wait: Duration::from_secs(self.assets_wait_s),
             replicas,
             replica_threads: self.replica_threads,
             lease: Duration::from_secs(self.lease_s),

@@ -36,6 +36,8 @@ pub enum State {
     Starting,
     /// The model is being read.
     Loading,
+    /// The model's files are not there yet.
+    Waiting,
     /// The model is being warmed up and checked.
     Warming,
     /// Jobs are taken.
@@ -56,6 +58,7 @@ impl State {
         match self {
             Self::Starting => "starting",
             Self::Loading => "loading",
+            Self::Waiting => "waiting",
             Self::Warming => "warming",
             Self::Ready => "ready",
             Self::Unfit => "unfit",
@@ -137,9 +140,12 @@ impl Health {
             let took = shown.since.elapsed();
             telemetry::state(shown.state.as_str(), false);
             telemetry::state(state.as_str(), true);
-            if matches!(shown.state, State::Starting | State::Loading | State::Warming) {
+            if matches!(shown.state, State::Starting | State::Loading | State::Waiting | State::Warming) {
                 telemetry::startup(shown.state.as_str(), took);
                 shown.phases.push((shown.state, took));
+            }
+            if shown.state == State::Waiting {
+                shown.reason = None;
             }
             tracing::info!(
                 state = state.as_str(),
@@ -151,6 +157,13 @@ impl Health {
             shown.since = Instant::now();
             true
         });
+    }
+
+    /// The model's files are not there yet.
+    pub fn waiting(&self, reason: &str) {
+        tracing::warn!(reason, "waiting for the model's files");
+        self.enter(State::Waiting);
+        self.shown.send_modify(|shown| shown.reason = Some(reason.to_owned()));
     }
 
     /// The model is loaded.
@@ -341,9 +354,11 @@ impl Health {
     }
 
     fn readiness(&self) -> Reply {
-        match self.state() {
-            State::Ready => coded(StatusCode::OK, "Ok"),
-            state => coded(StatusCode::SERVICE_UNAVAILABLE, state.as_str()),
+        let shown = self.shown.borrow();
+        match (shown.state, &shown.reason) {
+            (State::Ready, _) => coded(StatusCode::OK, "Ok"),
+            (State::Waiting, Some(reason)) => coded(StatusCode::SERVICE_UNAVAILABLE, &format!("waiting: {reason}")),
+            (state, _) => coded(StatusCode::SERVICE_UNAVAILABLE, state.as_str()),
         }
     }
 

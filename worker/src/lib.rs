@@ -10,8 +10,8 @@
 //! moves items through the pure [`batch`] policy to the [`replica`]s, each an [`engine`] on a thread of its own;
 //! [`assemble`] puts answers together in input order; [`outbox`] has an [`object`] [`put`] if the job asked for one, publishes,
 //! waits for the confirm, and settles.
-//! [`pipeline`] is the only file that makes channels and spawns. [`serve`] loads, warms and checks a model and then runs
-//! the line; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
+//! [`pipeline`] is the only file that makes channels and spawns. [`serve`] makes a model [`resident`] and then runs the
+//! line; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
 
 pub mod admit;
 pub mod assemble;
@@ -40,6 +40,7 @@ pub mod pulse;
 pub mod put;
 pub mod receive;
 pub mod replica;
+pub mod resident;
 pub mod serve;
 pub mod signals;
 pub mod stores;

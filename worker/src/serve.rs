@@ -1,11 +1,9 @@
-//! From a checked configuration to a drained worker: load, warm, check, connect, run the line.
+//! From a checked configuration to a drained worker: make a model resident, connect, run the line.
 //!
 //! In: a [`Config`], a connected broker, the state shown to the outside. Out: `Ok` once drained. It takes no job before
 //! the model is loaded, warm and checked.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Instant;
 
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions};
@@ -15,26 +13,24 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, ModelSource};
+use crate::config::Config;
 use crate::dispatch::DeviceLost;
-use crate::engine::{Engine, EngineError, Loaded, burn, echo};
-use crate::health::{Health, State};
+use crate::engine::burn::LoadError;
+use crate::health::Health;
 use crate::herald::Herald;
 use crate::in_flight::InFlight;
 use crate::lanes::Lanes;
 use crate::offload::Offload;
 use crate::pipeline::{self, Parts, PipelineError};
 use crate::replica::{Host, Replica};
+use crate::resident::{Loading, Resident, ResidentError};
 
 /// Why a worker ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The model can't be loaded as configured.
-    #[error("failed to load the model: {0}")]
-    Load(#[from] burn::LoadError),
-    /// The model does not run as it should.
-    #[error("failed to warm up the model: {0}")]
-    Warm(EngineError),
+    /// The model can't be loaded, or does not run as it should.
+    #[error(transparent)]
+    Model(#[from] ResidentError),
     /// The broker refuses for good.
     #[error("failed to use the queue: {0}")]
     Broker(BrokerError),
@@ -55,9 +51,15 @@ impl ServeError {
     /// The process's exit code; see docs/operations.md.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Load(_) | Self::Broker(_) | Self::NoQueue { .. } => 64,
-            Self::Warm(_) | Self::Device(_) => 70,
+            Self::Model(ResidentError::Load(_)) | Self::Broker(_) | Self::NoQueue { .. } => 64,
+            Self::Model(ResidentError::Warm(_)) | Self::Device(_) => 70,
         }
+    }
+}
+
+impl From<LoadError> for ServeError {
+    fn from(error: LoadError) -> Self {
+        Self::Model(error.into())
     }
 }
 
@@ -105,7 +107,7 @@ async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(
 /// # Errors
 /// When the model does not load or run, the broker refuses for good, or the device is lost.
 pub async fn serve(config: Config, broker: &Broker, health: Health, stop: CancellationToken) -> Result<(), ServeError> {
-    let Some(loaded) = load(&config, &health, &stop).await? else { return Ok(()) };
+    let Some(Resident { loaded, .. }) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
     let (renew, renewing) = watch::channel(true);
     let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
     let names = &config.queue.queues;
@@ -147,67 +149,4 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     health.stopped();
     herald.retire().await;
     Ok(ended?)
-}
-
-/// Loads, warms and checks. `None`: stop was asked first.
-async fn load(config: &Config, health: &Health, stop: &CancellationToken) -> Result<Option<Loaded>, ServeError> {
-    health.enter(State::Loading);
-    let started = Instant::now();
-    let source = (config.model.clone(), config.replicas, config.replica_threads, config.model_name.clone());
-    let loading = Offload::Threads.run(move || load_model(source));
-    let loaded = tokio::select! {
-        biased;
-        () = stop.cancelled() => return Ok(None),
-        loaded = loading => loaded?,
-    };
-    let Loaded { engines, tokenizer, info } = loaded;
-    tracing::info!(
-        model = info.name,
-        revision = info.revision,
-        device = info.device,
-        duration_ms = started.elapsed().as_millis() as u64,
-        "model loaded"
-    );
-    health.model(&info);
-    health.enter(State::Warming);
-    let started = Instant::now();
-    let warming = Offload::Threads.run(move || warm(engines));
-    let engines = tokio::select! {
-        biased;
-        () = stop.cancelled() => return Ok(None),
-        engines = warming => engines.map_err(ServeError::Warm)?,
-    };
-    tracing::info!(duration_ms = started.elapsed().as_millis() as u64, "model warm and checked");
-    Ok(Some(Loaded { engines, tokenizer, info }))
-}
-
-fn load_model(source: (ModelSource, NonZeroUsize, NonZeroUsize, Option<String>)) -> Result<Loaded, burn::LoadError> {
-    let (model, replicas, threads, name) = source;
-    match model {
-        ModelSource::Echo(options) => Ok(echo::load(options, replicas.get(), name)),
-        ModelSource::Burn { directory, device } => {
-            burn::load(&burn::LoadOptions { directory, name, device, replicas, threads, kernels: burn::Kernels::Own })
-        }
-    }
-}
-
-/// Warms all replicas at once, as they will run.
-fn warm(engines: Vec<Box<dyn Engine>>) -> Result<Vec<Box<dyn Engine>>, EngineError> {
-    std::thread::scope(|scope| {
-        let warming: Vec<_> = engines
-            .into_iter()
-            .map(|mut engine| {
-                scope.spawn(move || {
-                    engine.warm_up()?;
-                    engine.check()?;
-                    Ok(engine)
-                })
-            })
-            .collect();
-        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
-            Ok(engine) => engine,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        warming.into_iter().map(joined).collect()
-    })
 }

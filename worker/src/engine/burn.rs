@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
+use inferq_shared::job::Input;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
@@ -23,6 +24,7 @@ use super::ops::{self, Compute};
 use super::pooling::Pooling;
 use super::weights::WeightFiles;
 use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens, unit};
+use crate::assets::manifest::MANIFEST;
 use crate::assets::{AssetsError, ModelDirectory};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
@@ -147,6 +149,7 @@ struct SentenceConfig {
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let started = Instant::now();
     let directory = ModelDirectory::open(&options.directory)?;
+    directory.check_sizes()?;
     let config = read_config(&directory)?;
     let pooling = read_pooling(&directory)?;
     let (sentence, max_tokens) = read_lengths(&directory, &config)?;
@@ -157,7 +160,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         || read_weights(&directory, config, &options.device.open()),
     );
     let (tokenizer, (bert, phases)) = (tokenizer?, bert?);
-    let model = Arc::new(Model { bert, pooling, max_tokens, kernels: options.kernels });
+    let known = KnownAnswer::read(&directory, &tokenizer, dimensions)?;
+    let model = Arc::new(Model { bert, pooling, max_tokens, kernels: options.kernels, known });
     let engines =
         (0..options.replicas.get()).map(|_| BurnEngine::boxed(&model, options.threads)).collect::<Result<_, _>>()?;
     let info = ModelInfo {
@@ -292,6 +296,49 @@ struct Model {
     pooling: Pooling,
     max_tokens: usize,
     kernels: Kernels,
+    known: Option<KnownAnswer>,
+}
+
+/// The manifest's canary: tokens, and the vector of length one that they become.
+struct KnownAnswer {
+    tokens: Tokens,
+    expected: Vec<f32>,
+}
+
+impl KnownAnswer {
+    /// The largest difference that any number may have: enough for the reduced precision of a GPU's tensor cores, little
+    /// beside another model's or a damaged one's.
+    const TOLERANCE: f32 = 2e-3;
+
+    fn read(directory: &ModelDirectory, tokenizer: &Tokenizer, width: usize) -> Result<Option<Self>, LoadError> {
+        let Some(canary) = directory.manifest().and_then(|manifest| manifest.canary.as_ref()) else { return Ok(None) };
+        let malformed = |what| LoadError::Malformed { path: directory.path_of(MANIFEST), what };
+        let expected = canary.embedding.values().to_vec();
+        if expected.len() != width {
+            let what = format!("the canary has {} numbers, the model gives {width}", expected.len());
+            return Err(malformed(what));
+        }
+        let tokens = tokenizer.encode(&Input::Text(canary.input.clone()), true);
+        let tokens = tokens.map_err(|error| malformed(format!("the canary's text: {error}")))?;
+        Ok(Some(Self { tokens, expected }))
+    }
+
+    /// Compares what the device makes of it.
+    fn compare(&self, found: &[f32]) -> Result<(), EngineError> {
+        let Some(found) = unit(found) else {
+            return Err(EngineError::DeviceLost("the canary gave a vector without length".to_owned()));
+        };
+        let apart = found.iter().zip(&self.expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if apart <= Self::TOLERANCE {
+            return Ok(());
+        }
+        let limit = Self::TOLERANCE;
+        let what = format!(
+            "the canary's embedding is {apart} from the manifest's, {limit} is allowed: the device computes wrongly, or \
+             the manifest's canary is of another model"
+        );
+        Err(EngineError::DeviceLost(what))
+    }
 }
 
 /// One replica of an embedding model.
@@ -352,7 +399,9 @@ impl Engine for BurnEngine {
         if alone != again || alone.iter().zip(&batched).any(|(a, b)| (a - b).abs() > 1e-3) {
             return Err(EngineError::DeviceLost("a known input gave two different answers".to_owned()));
         }
-        Ok(())
+        let Some(known) = &self.model.known else { return Ok(()) };
+        let found = self.vectors(&[&known.tokens]).map_err(lost)?;
+        known.compare(&found[0])
     }
 
     fn infer(&mut self, items: &[&Tokens]) -> Result<Vec<Answer>, EngineError> {
