@@ -4,7 +4,7 @@
 //! asked for, and the revision: the digest of exactly those files, so that a reply names what computed it. Files are
 //! read from start to end, which network volumes like best. It never writes, and never opens a file outside the
 //! directory. The files below it are the operator's side, `inferq-worker assets`: [`command`], which calls `look` (list,
-//! verify, prune, manifest) and `sync` (from a `source` to a `volume`).
+//! verify, prune, manifest) and `sync` (from a `source` to a `volume`, or by `upload` to a bucket).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,6 +23,7 @@ pub mod manifest;
 mod progress;
 mod source;
 mod sync;
+mod upload;
 mod volume;
 
 /// Bytes read and hashed at a time: small enough to be hashed while still in the processor's cache.

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use inferq_shared::bucket::{BucketError, UriError};
 
 use super::disk::DiskError;
 use super::{AssetsError, look, sync};
@@ -63,11 +64,14 @@ SRC is a model's directory, with or without a manifest (a snapshot in a cache of
 will do), or a root of models, whose current one is taken. DST is a root: the copy becomes
 DST/sha256-…, named by the digest of its files, and DST/current points to it once it is whole.
 Interrupted, the same command goes on where it was. Two at once wait for each other.
+Either may be a folder, and either, but not both, an address in a bucket: gs://…, s3://…, with
+endpoint and credentials in the usual variables (GOOGLE_APPLICATION_CREDENTIALS, AWS_…).
 
 To go back to an older revision: ln -sfnT sha256-… DST/current
 
 Example:
-  inferq-worker assets sync ./all-MiniLM-L6-v2 /models/minilm";
+  inferq-worker assets sync ./all-MiniLM-L6-v2 gs://models/minilm
+  inferq-worker assets sync gs://models/minilm /models/minilm";
 
 /// The flags of `assets manifest`.
 #[derive(Debug, Args)]
@@ -142,6 +146,9 @@ pub enum Failure {
     /// A disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A bucket failed.
+    #[error(transparent)]
+    Bucket(BucketError),
     /// The source changed while it was read.
     #[error("{0} changed while it was read: run the same command again")]
     Changed(String),
@@ -179,6 +186,21 @@ pub enum ModelError {
     /// It does not run.
     #[error("failed to run the model: {0}")]
     Run(#[from] EngineError),
+}
+
+impl From<BucketError> for Failure {
+    fn from(error: BucketError) -> Self {
+        match error {
+            BucketError::Changed { uri } => Self::Changed(uri.to_string()),
+            error => Self::Bucket(error),
+        }
+    }
+}
+
+impl From<UriError> for Failure {
+    fn from(error: UriError) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 impl From<LoadError> for Failure {

@@ -30,8 +30,11 @@ pub(super) fn manifest(args: ManifestArgs) -> Result<(), Failure> {
     }
     let before = fs::read(directory.join(MANIFEST)).ok().and_then(|bytes| Manifest::decode(&bytes).ok());
     let name = args.name.or_else(|| before.as_ref().map(|before| before.name.clone()));
-    let mut manifest =
-        Manifest { name: name.unwrap_or_else(|| name_of(&directory)), files: fingerprints(&directory)?, canary: None };
+    let mut manifest = Manifest {
+        name: name.unwrap_or_else(|| name_of(&directory)),
+        files: fingerprints(&directory, model_files(&directory)?)?,
+        canary: None,
+    };
     // A canary belongs to the files that it was made with.
     manifest.canary = before.filter(|before| before.files == manifest.files).and_then(|before| before.canary);
     let path = directory.join(MANIFEST);
@@ -45,9 +48,8 @@ pub(super) fn manifest(args: ManifestArgs) -> Result<(), Failure> {
     say(&format!("{}, {canary}", manifest.revision()))
 }
 
-/// Digests of all the model's files in a directory. Says which files are left out.
-pub(super) fn fingerprints(directory: &Path) -> Result<BTreeMap<String, Fingerprint>, Failure> {
-    let names = model_files(directory)?;
+/// Digests of files in a directory.
+pub(super) fn fingerprints(directory: &Path, names: Vec<String>) -> Result<BTreeMap<String, Fingerprint>, Failure> {
     let sizes = names.iter().map(|name| directory.join(name).metadata().map_or(0, |found| found.len()));
     let bar = Bytes::of(sizes.sum());
     let hash = |name: String| {
@@ -58,7 +60,7 @@ pub(super) fn fingerprints(directory: &Path) -> Result<BTreeMap<String, Fingerpr
     names.into_iter().map(hash).collect()
 }
 
-/// The names of the model's files in a directory.
+/// The names of the model's files in a directory. Says which files are left out.
 pub(super) fn model_files(directory: &Path) -> Result<Vec<String>, Failure> {
     let (names, others): (Vec<_>, Vec<_>) =
         disk::files_below(directory)?.into_iter().partition(|name| is_model_file(name));

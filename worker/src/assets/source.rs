@@ -1,4 +1,4 @@
-//! Where a sync reads from: a model's directory, or a root with `current`.
+//! Where a sync reads from: a model's directory or a root with `current`, on a disk or in a bucket.
 //!
 //! In: what the operator names. Out: a [`Listing`] of the model's files, then their bytes, a range at a time. Every range
 //! is of the file as it was when it was listed: one that has changed since is an error, never mixed.
@@ -10,12 +10,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use inferq_shared::bucket::{Buckets, PAGE_MAX, Uri};
 
 use super::command::Failure;
 use super::disk::on;
 use super::look::model_files;
-use super::manifest::{Fingerprint, Manifest};
-use super::{AssetsError, ModelDirectory, locate};
+use super::manifest::{Fingerprint, MANIFEST, Manifest, is_model_file};
+use super::{AssetsError, CURRENT, ModelDirectory, locate};
 use crate::offload::Offload;
 
 /// Where a model comes from.
@@ -23,6 +24,8 @@ use crate::offload::Offload;
 pub(super) enum Source {
     /// A directory.
     Folder(PathBuf),
+    /// What begins with this address.
+    Bucket(Buckets, Uri),
 }
 
 /// One file of a source.
@@ -63,13 +66,17 @@ impl Listing {
 impl Source {
     /// What an operator names.
     pub(super) fn parse(text: &str) -> Result<Self, Failure> {
-        Ok(Self::Folder(folder(text)?))
+        match Place::parse(text)? {
+            Place::Folder(path) => Ok(Self::Folder(path)),
+            Place::Bucket(prefix) => Ok(Self::Bucket(Buckets::new(), prefix)),
+        }
     }
 
     /// What tells it from other sources.
     pub(super) fn identity(&self) -> String {
         match self {
             Self::Folder(path) => path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string(),
+            Self::Bucket(_, prefix) => prefix.to_string(),
         }
     }
 
@@ -80,6 +87,7 @@ impl Source {
                 let path = path.clone();
                 Offload::Threads.run(move || list_folder(&path)).await
             }
+            Self::Bucket(buckets, prefix) => list_bucket(buckets, prefix).await,
         }
     }
 
@@ -93,21 +101,38 @@ impl Source {
                 let (path, version) = (directory.join(&file.name), file.version.clone());
                 Offload::Threads.run(move || read_range(&path, &version, range)).await
             }
+            Self::Bucket(buckets, prefix) => {
+                let (uri, length) = (prefix.join(&file.name)?, range.end - range.start);
+                let block = buckets.read(&uri, range, Some(&file.version)).await?;
+                match block.len() as u64 == length {
+                    true => Ok(block),
+                    false => Err(Failure::Changed(uri.to_string())),
+                }
+            }
         }
     }
 }
 
-/// The directory that an operator names: a path, or `file://` and an absolute one.
-pub(super) fn folder(text: &str) -> Result<PathBuf, Failure> {
-    let path = text.strip_prefix("file://").unwrap_or(text);
-    match text.split_once("://") {
-        Some(("file", path)) if !path.starts_with('/') => {
-            Err(Failure::Usage(format!("{text}: a file address has an absolute path: file:///…")))
+/// What an operator names.
+pub(super) enum Place {
+    /// A path, or `file://` and an absolute one.
+    Folder(PathBuf),
+    /// An address in a bucket, with a / at its end.
+    Bucket(Uri),
+}
+
+impl Place {
+    /// From the command line.
+    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
+        match text.split_once("://") {
+            Some(("file", path)) if path.starts_with('/') => Ok(Self::Folder(PathBuf::from(path))),
+            Some(("file", _)) => Err(Failure::Usage(format!("{text}: a file address has an absolute path: file:///…"))),
+            Some(_) => {
+                let prefix = Uri::parse(&format!("{}/", text.trim_end_matches('/')));
+                prefix.map(Self::Bucket).map_err(|error| Failure::Usage(format!("{text}: {error}")))
+            }
+            None => Ok(Self::Folder(PathBuf::from(text))),
         }
-        Some((scheme, _)) if scheme != "file" => {
-            Err(Failure::Usage(format!("{text}: {scheme}: is not supported; a folder is")))
-        }
-        _ => Ok(PathBuf::from(path)),
     }
 }
 
@@ -130,6 +155,58 @@ fn list_folder(path: &Path) -> Result<Listing, Failure> {
     Ok(listing)
 }
 
+/// The most bytes of a manifest or a `current` in a bucket.
+const SMALL_BYTES: u64 = 16 << 20;
+
+async fn list_bucket(buckets: &Buckets, root: &Uri) -> Result<Listing, Failure> {
+    let prefix = match buckets.read_all(&root.join(CURRENT)?, SMALL_BYTES).await? {
+        Some((_, folder)) => root.join(&format!("{}/", String::from_utf8_lossy(&folder).trim()))?,
+        None => root.clone(),
+    };
+    let place = Source::Bucket(buckets.clone(), prefix.clone());
+    let manifest = match buckets.read_all(&prefix.join(MANIFEST)?, SMALL_BYTES).await? {
+        Some((_, bytes)) => {
+            let malformed = |what| AssetsError::Malformed { path: place.path_of(MANIFEST), what };
+            Some(Manifest::decode(&bytes).map_err(malformed)?)
+        }
+        None => None,
+    };
+    let mut files = objects(buckets, &prefix).await?;
+    match &manifest {
+        Some(manifest) => files.retain(|file| manifest.files.contains_key(&file.name)),
+        None => files.retain(|file| is_model_file(&file.name)),
+    }
+    let is_there = |name: &str| files.iter().any(|file| file.name == name);
+    let listed = manifest.iter().flat_map(|manifest| manifest.files.keys()).map(String::as_str);
+    if let Some(missing) = listed.chain(files.is_empty().then_some("config.json")).find(|name| !is_there(name)) {
+        let hint = "no whole model is there".to_owned();
+        return Err(AssetsError::Missing { path: place.path_of(missing), hint }.into());
+    }
+    let last = root.key().trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty());
+    let name = manifest.as_ref().map_or_else(|| last.unwrap_or(root.bucket()).to_owned(), |there| there.name.clone());
+    let listing = Listing { place, name, files, manifest };
+    listing.check_sizes()?;
+    Ok(listing)
+}
+
+/// Everything beneath a prefix, by names relative to it, sorted.
+async fn objects(buckets: &Buckets, prefix: &Uri) -> Result<Vec<SourceFile>, Failure> {
+    let (mut files, mut after) = (Vec::new(), None);
+    loop {
+        let page = buckets.list(prefix, after.as_ref()).await?;
+        let (is_last, last) = (page.len() < PAGE_MAX, page.last().map(|object| object.uri.clone()));
+        files.extend(page.into_iter().map(|object| SourceFile {
+            name: object.uri.key()[prefix.key().len()..].to_owned(),
+            size: object.size,
+            version: object.etag,
+        }));
+        if is_last {
+            return Ok(files);
+        }
+        after = last;
+    }
+}
+
 impl Listing {
     /// What does not even have the right length needs no copying to be refused.
     fn check_sizes(&self) -> Result<(), Failure> {
@@ -150,11 +227,13 @@ impl Source {
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
         match self {
             Self::Folder(directory) => directory.join(name),
+            Self::Bucket(_, prefix) => PathBuf::from(format!("{prefix}{name}")),
         }
     }
 }
 
-fn version(found: &Metadata) -> String {
+/// What changes when the file does.
+pub(super) fn version(found: &Metadata) -> String {
     format!("{}-{}.{:09}-{}", found.len(), found.mtime(), found.mtime_nsec(), found.ino())
 }
 

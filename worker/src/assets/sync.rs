@@ -22,9 +22,9 @@ use super::disk::{self, DiskError, on};
 use super::look::described;
 use super::manifest::{Fingerprint, MANIFEST, Manifest, hex};
 use super::progress::{self, human};
-use super::source::{Listing, Source, SourceFile, folder};
+use super::source::{Listing, Place, Source, SourceFile};
 use super::volume::{self, STAGING};
-use super::{AssetsError, ModelDirectory};
+use super::{AssetsError, ModelDirectory, upload};
 use crate::offload::Offload;
 
 /// Bytes read at once.
@@ -37,7 +37,10 @@ const MARGIN: u64 = 1 << 20;
 /// `assets sync`.
 pub(super) async fn sync(args: SyncArgs) -> Result<(), Failure> {
     let source = Source::parse(&args.source)?;
-    into_folder(&source, &folder(&args.destination)?, args.name).await
+    match Place::parse(&args.destination)? {
+        Place::Folder(root) => into_folder(&source, &root, args.name).await,
+        Place::Bucket(root) => upload::into_bucket(&source, &root, args.name).await,
+    }
 }
 
 async fn into_folder(source: &Source, root: &Path, name: Option<String>) -> Result<(), Failure> {
