@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::parity::model_directory;
 
+mod buckets;
 mod serving;
 
 /// Runs `inferq-worker assets` to its end.

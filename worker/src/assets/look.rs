@@ -139,6 +139,8 @@ pub(super) fn list(args: ListArgs) -> Result<(), Failure> {
 
 /// `assets prune`.
 pub(super) fn prune(args: PruneArgs) -> Result<(), Failure> {
+    // A sync must not make current what is being removed.
+    let _alone = args.yes.then(|| volume::alone(&args.root)).transpose()?;
     let revisions = volume::revisions(&args.root)?;
     if revisions.iter().all(|revision| !revision.is_current) && !revisions.is_empty() {
         let message = format!("{}: no revision is current, so none is known to be out of use", args.root.display());

@@ -70,15 +70,18 @@ async fn into_folder(source: &Source, root: &Path, name: Option<String>) -> Resu
     })?;
     let canary = listing.manifest.and_then(|manifest| manifest.canary);
     let manifest = Manifest { name: listing.name, files, canary };
-    if !publish_again(root, &manifest)? {
-        staging.publish(root, &manifest)?;
-    }
+    staging.publish(root, &manifest)?;
     say(&format!("{}: {}", root.join(manifest.folder()).display(), described(&manifest)))?;
     staging.clear()
 }
 
 /// Makes a revision current that is there already, with this name and canary. False: it is not there, or not whole.
 fn publish_again(root: &Path, manifest: &Manifest) -> Result<bool, Failure> {
+    let _alone = volume::alone(root)?;
+    use_again(root, manifest)
+}
+
+fn use_again(root: &Path, manifest: &Manifest) -> Result<bool, Failure> {
     let path = root.join(manifest.folder());
     let is_whole = ModelDirectory::open(&path).is_ok_and(|model| {
         let same = model.manifest().is_some_and(|there| there.files == manifest.files);
@@ -171,11 +174,15 @@ impl Staging {
         }
     }
 
-    /// Gives the copy its name, at once, and makes it current.
+    /// Gives the copy its name, at once, and makes it current; unless another sync has put the same there meanwhile.
     fn publish(&self, root: &Path, manifest: &Manifest) -> Result<(), Failure> {
         let (from, to) = (self.files(), root.join(manifest.folder()));
         disk::write(&from.join(MANIFEST), &manifest.encode())?;
         disk::sync_below(&from)?;
+        let _alone = volume::alone(root)?;
+        if use_again(root, manifest)? {
+            return Ok(());
+        }
         if to.symlink_metadata().is_ok() {
             // It is not whole, else it would have been used: nobody can be reading it.
             on(&to, fs::rename(&to, self.directory.join(format!("broken-{:016x}", rand::random::<u64>()))))?;

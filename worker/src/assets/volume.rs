@@ -9,7 +9,7 @@
 //! In: a root. Out: what is in it. A revision appears by one rename and is never written to again, and `current` is
 //! replaced by another; so no reader ever sees half a model.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -51,6 +51,18 @@ pub(super) fn revisions(root: &Path) -> Result<Vec<Revision>, DiskError> {
     }
     revisions.sort_by(|a, b| b.since.cmp(&a.since).then_with(|| a.folder.cmp(&b.folder)));
     Ok(revisions)
+}
+
+/// Lets nobody else publish or remove a revision until the file is dropped. Held for moments only.
+pub(super) fn alone(root: &Path) -> Result<File, DiskError> {
+    let staging = root.join(STAGING);
+    // Not the root itself: an address that was mistyped is not to be made.
+    let made = fs::create_dir(&staging).or_else(|error| if staging.is_dir() { Ok(()) } else { Err(error) });
+    on(&staging, made)?;
+    let path = staging.join("root.lock");
+    let file = on(&path, File::options().create(true).append(true).open(&path))?;
+    on(&path, file.lock())?;
+    Ok(file)
 }
 
 /// Makes this revision the one in use.
