@@ -60,6 +60,8 @@ pub mod metric {
     pub const IN_FLIGHT: &str = "inferq_in_flight";
     /// 1 for the state that the worker is in, by `state`.
     pub const STATE: &str = "inferq_state";
+    /// Changes of the model's revision while the worker ran, by `result`: switched, refused.
+    pub const MODEL_SWAPS: &str = "inferq_model_swaps_total";
     /// Seconds that each start-up phase took, by `phase`.
     pub const STARTUP_SECONDS: &str = "inferq_startup_seconds";
 }
@@ -146,6 +148,7 @@ fn describe() {
     describe_counter!(metric::BROKER_FAILURES, "Calls to the broker that failed, by call");
     describe_counter!(metric::BUCKET_FAILURES, "Calls to buckets that failed, by call");
     describe_counter!(metric::OBJECTS, "Objects of results, by result: put, or there already");
+    describe_counter!(metric::MODEL_SWAPS, "Changes of the model's revision while the worker ran, by result");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
     describe_gauge!(metric::STATE, "1 for the state that the worker is in");
     describe_gauge!(metric::STARTUP_SECONDS, "Seconds that each start-up phase took");
@@ -203,6 +206,11 @@ pub fn in_flight(jobs: usize, bytes: usize, tokens: usize) {
 /// The worker enters or leaves a state.
 pub fn state(name: &'static str, entered: bool) {
     gauge!(metric::STATE, "state" => name).set(if entered { 1.0 } else { 0.0 });
+}
+
+/// Another revision of the model came, and was taken or refused.
+pub fn model_swap(result: &'static str) {
+    counter!(metric::MODEL_SWAPS, "result" => result).increment(1);
 }
 
 /// A start-up phase took so long.

@@ -16,6 +16,7 @@ use crate::parity::model_directory;
 
 mod buckets;
 mod serving;
+mod swapping;
 
 /// Runs `inferq-worker assets` to its end.
 pub(crate) fn assets(words: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {

@@ -109,6 +109,14 @@ impl WorkerProcess {
         peak_kib(&self.child)
     }
 
+    /// One of the system's figures about the process, such as `VmPeak:`, in KiB.
+    ///
+    /// # Errors
+    /// Where the system keeps no such figure.
+    pub fn figure_kib(&self, name: &str) -> anyhow::Result<u64> {
+        figure_kib(&self.child, name)
+    }
+
     /// The status code and body of a GET on the health endpoint.
     pub fn get(&self, path: &str) -> (u16, String) {
         get(self.health, path)
@@ -127,9 +135,13 @@ impl Drop for WorkerProcess {
 /// # Errors
 /// Where the system keeps no such figure, and when the process has ended.
 pub fn peak_kib(process: &Child) -> anyhow::Result<u64> {
+    figure_kib(process, "VmHWM:")
+}
+
+fn figure_kib(process: &Child, name: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let figure = line.and_then(|line| line.split_whitespace().next()).ok_or_else(|| anyhow::anyhow!("no VmHWM"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let figure = line.and_then(|line| line.split_whitespace().next()).ok_or_else(|| anyhow::anyhow!("no {name}"))?;
     Ok(figure.parse()?)
 }
 

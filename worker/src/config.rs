@@ -101,6 +101,9 @@ pub struct Args {
     /// How long to wait for a model whose files are not all there yet, in seconds
     #[arg(long, env = "INFERQ_ASSETS_WAIT_S", value_name = "S", default_value_t = 0)]
     pub assets_wait_s: u64,
+    /// Go over to another model when the root's `current` points to another, without a restart
+    #[arg(long, env = "INFERQ_WATCH_ASSETS")]
+    pub watch_assets: bool,
     /// What runs the batches
     #[arg(long, env = "INFERQ_ENGINE", value_enum, default_value = "burn")]
     pub engine: EngineKind,
@@ -230,6 +233,8 @@ pub struct Config {
     pub model_name: Option<String>,
     /// How long to wait for a model's files.
     pub assets_wait: Duration,
+    /// Whether to follow the root's `current`.
+    pub watch_assets: bool,
     /// Engines that share the weights.
     pub replicas: NonZeroUsize,
     /// Threads inside one forward pass.
@@ -265,6 +270,7 @@ impl Args {
             model,
             model_name: self.model_name,
             assets_wait: Duration::from_secs(self.assets_wait_s),
+            watch_assets: self.watch_assets,
             replicas,
             replica_threads: self.replica_threads,
             lease: Duration::from_secs(self.lease_s),

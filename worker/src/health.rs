@@ -168,7 +168,17 @@ impl Health {
 
     /// The model is loaded.
     pub fn model(&self, info: &ModelInfo) {
-        self.shown.send_modify(|shown| shown.model = Some(info.clone()));
+        self.shown.send_modify(|shown| {
+            let is_other = shown.model.replace(info.clone()).is_some_and(|before| before != *info);
+            if is_other {
+                shown.reason = None;
+            }
+        });
+    }
+
+    /// Another revision of the model was refused, and this one goes on; or nobody asks for it any more.
+    pub fn refused(&self, reason: Option<String>) {
+        self.shown.send_modify(|shown| shown.reason = reason);
     }
 
     /// Jobs are taken, and counted in this account.

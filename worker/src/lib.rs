@@ -11,7 +11,7 @@
 //! [`assemble`] puts answers together in input order; [`outbox`] has an [`object`] [`put`] if the job asked for one, publishes,
 //! waits for the confirm, and settles.
 //! [`pipeline`] is the only file that makes channels and spawns. [`serve`] makes a model [`resident`] and then runs the
-//! line; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
+//! line, and another after a [`swap`]; [`pulse`] knows whether it turns, and [`health`] tells the outside how far it is.
 
 pub mod admit;
 pub mod assemble;
@@ -30,6 +30,7 @@ pub mod in_flight;
 pub mod intake;
 pub mod lanes;
 pub mod look;
+pub mod memory;
 pub mod mutant;
 pub mod object;
 pub mod offload;
@@ -44,5 +45,6 @@ pub mod resident;
 pub mod serve;
 pub mod signals;
 pub mod stores;
+pub mod swap;
 pub mod ticket;
 pub mod tokenize;

@@ -150,10 +150,8 @@ async fn supervise(
     drain_limit: Duration,
     mut guard: Guard,
 ) -> Result<(), PipelineError> {
-    let health = guard.health.clone();
     let drain = async {
         stop.cancelled().await;
-        health.draining();
         tokio::time::sleep(drain_limit).await;
         if !crate::mutant::active("drain_without_end") {
             working.cancel();
@@ -178,6 +176,7 @@ async fn supervise(
             Some(Ok(stage)) => {
                 if let (Ok(()), Err(error)) = (&ended, stage) {
                     ended = Err(error);
+                    guard.health.draining();
                     stop.cancel();
                 }
             }

@@ -1,12 +1,14 @@
-//! From a checked configuration to a drained worker: make a model resident, connect, run the line.
+//! From a checked configuration to a drained worker: make a model resident, connect, run the line;
+//! and again with another model, if that is watched for.
 //!
 //! In: a [`Config`], a connected broker, the state shown to the outside. Out: `Ok` once drained. It takes no job before
 //! the model is loaded, warm and checked.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use inferq_shared::backoff::Backoff;
-use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions};
+use inferq_shared::broker::{AnyConsumer, AnyPublisher, Broker, BrokerError, BrokerUrl, ConsumeOptions};
 use inferq_shared::bucket::Buckets;
 use inferq_shared::telemetry;
 use tokio::sync::watch;
@@ -15,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::DeviceLost;
+use crate::engine::Loaded;
 use crate::engine::burn::LoadError;
 use crate::health::Health;
 use crate::herald::Herald;
@@ -24,6 +27,7 @@ use crate::offload::Offload;
 use crate::pipeline::{self, Parts, PipelineError};
 use crate::replica::{Host, Replica};
 use crate::resident::{Loading, Resident, ResidentError};
+use crate::swap::{Next, Swap};
 
 /// Why a worker ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -107,46 +111,97 @@ async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(
 /// # Errors
 /// When the model does not load or run, the broker refuses for good, or the device is lost.
 pub async fn serve(config: Config, broker: &Broker, health: Health, stop: CancellationToken) -> Result<(), ServeError> {
-    let Some(Resident { loaded, .. }) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
-    let (renew, renewing) = watch::channel(true);
-    let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
-    let names = &config.queue.queues;
-    let subscribe = async |queue: String| {
-        let consumer = || broker.consumer(&queue, options.clone());
-        until_done("subscribe", &stop, consumer).await.map_err(|error| match error {
-            BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
-            error => ServeError::Broker(error),
-        })
-    };
-    let Some(jobs) = subscribe(names.jobs.clone()).await? else { return Ok(()) };
-    let Some(shards) = subscribe(names.shards()).await? else { return Ok(()) };
+    let Some(mut resident) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
+    let mut swap = Swap::new(&config, &resident);
+    // One account for all lines, so that its bounds hold whatever the line before still holds.
     let in_flight = InFlight::new(config.settings.bounds);
-    let consumer = Lanes { jobs, shards, in_flight: in_flight.clone() };
-    health.ready(in_flight.clone());
-    tracing::info!(queue = %config.queue, "ready");
-    let herald = Herald::new(broker, &config, &loaded.info, &health, &in_flight);
-    let parts = Parts {
-        settings: config.settings,
-        consumer,
-        publisher: broker.publisher(),
-        buckets: Buckets::new(),
-        replicas: loaded.engines.into_iter().map(|engine| Replica { engine, host: Host::Thread }).collect(),
-        tokenizer: Arc::new(loaded.tokenizer),
-        info: Arc::new(loaded.info),
-        worker: config.worker,
-        renew,
-        in_flight,
-        health: health.clone(),
-        offload: Offload::Threads,
-        clock: Clock::real(),
-    };
-    // Beside the line, in no task of its own: it lasts as long as the line.
-    let ended = tokio::select! {
-        biased;
-        ended = pipeline::run(parts, stop) => ended,
-        never = herald.report() => match never {},
-    };
-    health.stopped();
-    herald.retire().await;
-    Ok(ended?)
+    let worker = Worker { config, broker, health, stop, in_flight };
+    loop {
+        let Some(next) = worker.run_line(resident, &mut swap).await? else { return Ok(()) };
+        let Some(taken) = swap.take(next, &worker.health, &worker.stop).await? else { return Ok(()) };
+        resident = taken;
+    }
+}
+
+/// What stays while models change.
+struct Worker<'a> {
+    config: Config,
+    broker: &'a Broker,
+    health: Health,
+    stop: CancellationToken,
+    in_flight: InFlight,
+}
+
+impl Worker<'_> {
+    /// Runs one line around one model, until stop is asked (`None`) or another model is to run.
+    async fn run_line(&self, resident: Resident, swap: &mut Swap) -> Result<Option<Next>, ServeError> {
+        let Some(parts) = self.parts(resident).await? else { return Ok(None) };
+        self.health.model(&parts.info);
+        self.health.ready(self.in_flight.clone());
+        tracing::info!(queue = %self.config.queue, revision = parts.info.revision, "ready");
+        let herald = Herald::new(self.broker, &self.config, &parts.info, &self.health, &self.in_flight);
+        let drained = self.stop.child_token();
+        let (mut next, mut stopping) = (None, false);
+        let ended = {
+            let mut line = pin!(pipeline::run(parts, drained.clone()));
+            // Beside the line, in no task of its own: it lasts as long as the line.
+            let mut report = pin!(herald.report());
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut line => break ended,
+                    () = self.stop.cancelled(), if !stopping => {
+                        stopping = true;
+                        self.health.draining();
+                    }
+                    found = swap.next(&self.health), if next.is_none() && !stopping => {
+                        next = Some(found);
+                        drained.cancel();
+                    }
+                    never = &mut report => match never {},
+                }
+            }
+        };
+        if stopping || ended.is_err() {
+            next = None;
+            self.health.stopped();
+        }
+        herald.retire().await;
+        ended?;
+        Ok(next)
+    }
+
+    /// `None`: stop was asked first.
+    async fn parts(&self, resident: Resident) -> Result<Option<Parts<Lanes<AnyConsumer>, AnyPublisher>>, ServeError> {
+        let Self { config, broker, stop, .. } = self;
+        let (renew, renewing) = watch::channel(true);
+        let options = ConsumeOptions { lease: config.lease, lease_max: config.settings.lease_max, renew: renewing };
+        let names = &config.queue.queues;
+        let subscribe = async |queue: String| {
+            let consumer = || broker.consumer(&queue, options.clone());
+            until_done("subscribe", stop, consumer).await.map_err(|error| match error {
+                BrokerError::UnknownQueue(name) => ServeError::NoQueue { name, url: config.queue.clone() },
+                error => ServeError::Broker(error),
+            })
+        };
+        let Some(jobs) = subscribe(names.jobs.clone()).await? else { return Ok(None) };
+        let Some(shards) = subscribe(names.shards()).await? else { return Ok(None) };
+        let consumer = Lanes { jobs, shards, in_flight: self.in_flight.clone() };
+        let Loaded { engines, tokenizer, info } = resident.loaded;
+        Ok(Some(Parts {
+            settings: config.settings.clone(),
+            consumer,
+            publisher: broker.publisher(),
+            buckets: Buckets::new(),
+            replicas: engines.into_iter().map(|engine| Replica { engine, host: Host::Thread }).collect(),
+            tokenizer: Arc::new(tokenizer),
+            info: Arc::new(info),
+            worker: config.worker.clone(),
+            renew,
+            in_flight: self.in_flight.clone(),
+            health: self.health.clone(),
+            offload: Offload::Threads,
+            clock: Clock::real(),
+        }))
+    }
 }
