@@ -42,6 +42,7 @@ Examples:
   inferq submit --queue sqlite:queue.db --input 'in/*.jsonl.zst' --ledger in.db --on-bad-input fail
   inferq submit --queue sqlite:queue.db --input texts.parquet --column body --id-column key
   inferq submit --queue sqlite:queue.db --input jobs.jsonl --format jobs
+  inferq submit --queue sqlite:queue.db --input large.jsonl --to gs://bucket/nightly/
   inferq submit --dry-run --input texts.jsonl --model ./all-MiniLM-L6-v2
 
 A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file

@@ -29,6 +29,7 @@ use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::progress::{Progress, Tally, Total, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
+use crate::source::Format;
 use crate::tokens::TokenCounter;
 
 mod check;
@@ -151,6 +152,10 @@ const BEAT: Duration = Duration::from_secs(1);
 /// When flags, input, ledger or queue can't be used, or a signal came.
 pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
     args.job.check_for(args.input.format)?;
+    if args.reply_uri.is_some() && args.input.format == Some(Format::Jobs) {
+        let message = "--reply-uri does not go with --format jobs, which are published as they stand";
+        return Err(Error::Usage(message.to_owned()));
+    }
     let recipe = Recipe::new(&args.job, args.encoding).replying_to(args.reply_to());
     let tokens = TokenCounter::of_model(args.model.as_deref())?;
     let Some(queue) = args.queue.as_ref().filter(|_| !args.dry_run) else {

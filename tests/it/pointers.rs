@@ -253,7 +253,7 @@ async fn what_workers_can_t_read_as_it_is_is_not_uploaded() {
     let (text, lines) = (place.file("texts.txt", "one\n"), place.file("texts.jsonl", &jsonl(1)));
     for (input, flags, why) in [
         (&*text, &[][..], "which"),
-        ("-", &["--ledger", "x.db"], "--to uploads one file"),
+        ("-", &["--ledger", "x.db", "--format", "jsonl"], "--to uploads one file"),
         (&lines, &["--text-field", "body"], "text and id only"),
         (&lines, &["--dry-run"], "cannot be used with"),
     ] {
