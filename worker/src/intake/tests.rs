@@ -107,7 +107,7 @@ fn what_no_worker_can_run_is_rejected_by_name() {
     assert_eq!(code(admit(&with("reply_to", json!({"uri": "gs://bucket/prefix/"})))), rejected("forbidden"));
     assert_eq!(code(admit(&with("reply_to", json!({"uri": "s3://bucket/output/"})))), rejected("forbidden"));
     assert_eq!(code(admit(&with("reply_to", json!({"uri": "s3://bucket/out/../in/"})))), rejected("invalid"));
-    assert_eq!(code(admit(&json!({"version": 1, "id": "a", "input_uri": "gs://b/o"}))), rejected("forbidden"));
+    assert_eq!(code(admit(&json!({"version": 1, "id": "a", "input_uri": "gs://bucket/o"}))), rejected("forbidden"));
     let many = vec!["word"; 400];
     let reply = refused(admit(&with("inputs", json!(many))));
     assert!(reply.error.unwrap().message.contains("base64"));

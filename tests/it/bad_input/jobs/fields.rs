@@ -31,7 +31,7 @@ pub(in crate::bad_input) const FIELDS: &[Row] = &[
         || with(json!({"inputs": null})),
         rejected("invalid", "a job has either inputs or input_uri"),
     ),
-    row("both", || with(json!({"input_uri": "gs://b/o"})), rejected("invalid", "input_uri stands beside inputs")),
+    row("both", || with(json!({"input_uri": "gs://bucket/o"})), rejected("invalid", "input_uri stands beside inputs")),
     row("`inputs` empty", || with(json!({"inputs": []})), rejected("invalid", "inputs: must have at least one entry")),
     row("`inputs` a text", || with(json!({"inputs": "a"})), rejected("invalid", "inputs: expected an array")),
     row(
@@ -192,7 +192,7 @@ pub(in crate::bad_input) const FIELDS: &[Row] = &[
     ),
     row(
         "`reply_to` with both",
-        || with(json!({"reply_to": {"queue": "q", "uri": "gs://b/"}})),
+        || with(json!({"reply_to": {"queue": "q", "uri": "gs://bucket/"}})),
         rejected("invalid", "reply_to: must have exactly one of queue and uri"),
     ),
     row(
@@ -212,12 +212,12 @@ pub(in crate::bad_input) const FIELDS: &[Row] = &[
     ),
     row(
         "`uri` that is no prefix",
-        || with(json!({"reply_to": {"uri": "gs://b/o"}})),
+        || with(json!({"reply_to": {"uri": "gs://bucket/o"}})),
         rejected("invalid", "uri must be a prefix that ends in /"),
     ),
     row(
         "`format` unknown",
-        || with(json!({"reply_to": {"uri": "gs://b/", "format": "csv"}})),
+        || with(json!({"reply_to": {"uri": "gs://bucket/", "format": "csv"}})),
         rejected("invalid", "reply_to.format: must be one of jsonl, parquet"),
     ),
     row(
