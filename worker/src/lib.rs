@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`receive`] pulls while there is room; [`admit`] has jobs decoded, checked and tokenised by [`intake`]; [`look`] asks buckets for objects that are there
-//! already; [`dispatch`] keeps the open jobs and
+//! already; [`claim`] reads inputs that are objects, and splits large ones; [`dispatch`] keeps the open jobs and
 //! moves items through the pure [`batch`] policy to the [`replica`]s, each an [`engine`] on a thread of its own;
 //! [`assemble`] puts answers together in input order; [`outbox`] has an [`object`] [`put`] if the job asked for one, publishes,
 //! waits for the confirm, and settles.
