@@ -102,7 +102,10 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     let broker = connect(&route.url).await?;
     if !counts.all_answered() {
         let progress = Progress::new();
-        progress.expect(Total::Exactly(counts.entries - counts.bad));
+        // How many items lie in a bucket is known when their reply comes.
+        if !ledger.with(|ledger| ledger.has_items_elsewhere())? {
+            progress.expect(Total::Exactly(counts.entries - counts.bad));
+        }
         let collector =
             Collector { broker: &broker, route: &route, ledger: &ledger, pointers: &pointers, progress: &progress };
         // Nothing is submitted meanwhile, so this never changes.

@@ -79,6 +79,8 @@ pub struct Rows {
     pub rows: Vec<Row>,
     /// The chunk's place in the input, which a row's place is counted from.
     place: String,
+    /// The index of the entry that stands there.
+    place_index: u64,
 }
 
 /// Slow jobs that are kept.
@@ -98,6 +100,8 @@ impl Tally {
         }
         self.slowest.extend(other.slowest);
         self.slowest.sort_by(|a, b| b.work_ms().total_cmp(&a.work_ms()).then_with(|| a.job.cmp(&b.job)));
+        // A job that comes in pieces is one job.
+        self.slowest.dedup_by(|one, other| one.job == other.job);
         self.slowest.truncate(SLOWEST);
     }
 
@@ -164,7 +168,7 @@ impl Rows {
     /// # Errors
     /// When the ledger's reply is none.
     pub fn of(answered: Answered) -> Result<(Self, Tally), Error> {
-        let Answered { job, first, place, items, mut ids, bad, reply, .. } = answered;
+        let Answered { job, first, place, place_index, items, mut ids, bad, reply, .. } = answered;
         ids.resize(items as usize, None);
         let reply = match reply {
             Some(body) => Some(Reply::decode(&body).map_err(|error| unreadable(&job, &error))?),
@@ -191,15 +195,14 @@ impl Rows {
         };
         let rows: Vec<Row> = entries.map_while(row).collect();
         let tally = Tally::of(&rows, head.as_ref());
-        Ok((Self { rows, place }, tally))
+        Ok((Self { rows, place, place_index }, tally))
     }
 
     /// Those that are errors, for the list of failures.
     pub fn failures(&self) -> impl Iterator<Item = Failure<'_>> {
-        let first = self.rows.first().map_or(0, |row| row.index);
         self.rows.iter().filter_map(move |row| {
             let ReplyError { code, message } = row.error.as_ref()?;
-            let place = place_of(&self.place, row.index - first);
+            let place = place_of(&self.place, row.index - self.place_index);
             Some(Failure { id: &row.id, index: row.index, place, code, message })
         })
     }
@@ -291,6 +294,31 @@ mod tests {
     }
 
     #[test]
+    fn a_later_piece_of_a_job_counts_from_where_the_job_begins_and_is_no_second_slow_job() {
+        let job = JobId::new("s-000000").expect("an id");
+        let body = r#"{"version":1,"id":"s-000000","status":"failed","model":"","revision":"",
+            "results":[{"id":"a","index":0,"error":{"code":"malformed","message":"no"}}],
+            "error":null,"output_uri":null,"usage":{"items":1,"tokens":0},
+            "timings_ms":{"queued":0,"intake":0,"batch":0,"engine":0},"worker":"w","attempt":1,"metadata":{}}"#;
+        let piece = |first| Answered {
+            job: job.clone(),
+            first,
+            place: "f line 1".to_owned(),
+            place_index: 0,
+            items: 1,
+            ids: vec![None],
+            bad: Vec::new(),
+            reply: Some(body.into()),
+            elsewhere: true,
+        };
+        let (rows, mut tally) = Rows::of(piece(4000)).expect("rows");
+        let places: Vec<_> = rows.failures().map(|failure| failure.place).collect();
+        assert_eq!(places, ["f line 1, 4000 entries further"]);
+        tally.add(Rows::of(piece(0)).expect("rows").1);
+        assert_eq!(tally.slowest.len(), 1);
+    }
+
+    #[test]
     fn a_job_s_own_error_is_each_item_s_and_bad_lines_stand_between_them() {
         let job = JobId::new("s-000003").expect("an id");
         let error = ReplyError::new("malformed", "f line 6: no");
@@ -301,6 +329,7 @@ mod tests {
             job,
             first: 10,
             place: "f line 5".to_owned(),
+            place_index: 10,
             items: 2,
             ids: vec![Some("a".to_owned()), None],
             bad: vec![(11, None, error)],

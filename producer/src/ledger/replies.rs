@@ -54,8 +54,10 @@ pub struct Answered {
     pub job: JobId,
     /// The index of the chunk's first entry.
     pub first: u64,
-    /// Where that entry stands.
+    /// Where the chunk begins in the input.
     pub place: String,
+    /// The index of the entry that stands there: `first`, but for a later piece of a chunk.
+    pub place_index: u64,
     /// Good items.
     pub items: u64,
     /// The items' own ids; empty when none has one.
@@ -223,10 +225,12 @@ impl Ledger {
             let position: u64 = row.get(0)?;
             Ok((before + position, row.get(1)?, ReplyError { code: row.get(2)?, message: row.get(3)? }))
         })?;
+        let first = before + row.get::<_, u64>(1)?;
         Ok(Answered {
             job: self.job_id(chunk)?,
-            first: before + row.get::<_, u64>(1)?,
+            first,
             place: row.get(2)?,
+            place_index: first,
             items: row.get(3)?,
             // Written by this file as a list of as many ids as items.
             ids: ids.and_then(|ids| serde_json::from_str(&ids).ok()).unwrap_or_default(),

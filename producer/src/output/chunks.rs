@@ -134,6 +134,7 @@ fn piece(chunk: &Answered, reply: &Reply, first: u64, results: Vec<ItemResult>) 
         job: chunk.job.clone(),
         first,
         place: chunk.place.clone(),
+        place_index: chunk.place_index,
         items: results.len() as u64,
         ids,
         bad: Vec::new(),
