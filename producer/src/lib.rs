@@ -15,7 +15,7 @@
 //! - [`pace`]: when a load's jobs are due; [`report`]: how long they took (both pure).
 //! - [`output`]: the ledger → [`rows`] (pure) → [`sink`], an output file that is whole or absent; [`follow`]: one that
 //!   grows as replies come. [`summary`]: what is said at the end.
-//! - [`pointer`]: results that lie in a bucket, by the reply that points there.
+//! - [`mod@pointer`]: results that lie in a bucket, by the reply that points there.
 //! - [`progress`]: a bar for people, a line now and then for logs.
 //! - [`shown`], [`paint`]: what is safe on a terminal, and its colours.
 //! - [`outcome`]: how a command ends, and the exit code that says so.

@@ -3,7 +3,7 @@
 //! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
 //! [`endpoints`], places for objects; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
-//! [`line`], a worker's line in this process over real buckets;
+//! [`mod@line`], a worker's line in this process over real buckets;
 //! [`figures`], what benchmarks print and keep.
 
 pub mod brokers;

@@ -79,7 +79,10 @@ impl<T> Lane<T> {
     fn begin(&mut self, bytes_max: usize) -> Option<(usize, T)> {
         let (bytes, _) = self.waiting.front()?;
         let fits = self.begun == 0 || (self.begun < AT_ONCE && self.bytes + bytes <= bytes_max);
-        let begun = self.waiting.pop_front().filter(|_| fits)?;
+        if !fits {
+            return None;
+        }
+        let begun = self.waiting.pop_front()?;
         self.begun += 1;
         self.bytes += begun.0;
         Some(begun)
