@@ -119,12 +119,19 @@ impl Line {
         messages.iter().map(|message| Reply::decode(&message.body).expect("a reply")).collect()
     }
 
-    /// Replies until each of so many jobs has one.
+    /// Replies until each of so many jobs has one. May be dropped at any await: a reply is noted before it is acked.
     pub async fn replies_to(&self, jobs: usize, replies: &mut BTreeMap<String, Reply>) {
+        let mut consumer =
+            self.sound.consumer(&self.names.results(), ConsumeOptions::new()).await.expect("it is declared");
         while replies.len() < jobs {
-            let reply = self.replies(1).await.remove(0);
-            replies.insert(reply.id.to_string(), reply);
+            let received = timeout(PATIENCE, consumer.receive(up_to(jobs - replies.len()))).await;
+            for delivery in received.expect("replies keep coming").expect("a sound connection") {
+                let reply = Reply::decode(&delivery.message.body).expect("a reply");
+                replies.insert(reply.id.to_string(), reply);
+                delivery.lease.ack().await.expect("a sound connection");
+            }
         }
+        consumer.close().await;
     }
 
     async fn taken(&self, queue: &str, count: usize) -> Vec<Message> {
