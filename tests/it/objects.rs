@@ -247,6 +247,10 @@ async fn nothing_is_lost_or_doubled_whatever_goes_wrong_with_the_broker() {
         line.publish((0..JOBS).map(|job| place.job(&id(job), &[&texts[job]]))).await;
         let mut replies = BTreeMap::new();
         while line.work(line.replies_to(JOBS, &mut replies)).await.is_none() {}
+        // A process that died while it drained leaves what it had not acked to the next one, which answers it again.
+        while line.jobs().await.waiting != Some(0) {
+            line.work(line.replies(1)).await;
+        }
         for job in 0..JOBS {
             assert_points(&replies[&id(job)], &place.uri(&format!("job-{job}.jsonl")), 1);
             assert_eq!(place.results(&format!("job-{job}.jsonl")).await.len(), 1, "seed {seed}");
