@@ -8,12 +8,12 @@ use std::path::PathBuf;
 
 use futures_util::future::join_all;
 use inferq_shared::broker::{
-    AnyConsumer, Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Delivery, Lease, Message, Publisher,
-    QueueNames,
+    AnyConsumer, Attributes, Broker, BrokerUrl, ConsumeOptions, Consumer, Delivery, Message, Publisher, QueueNames,
 };
 use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, Parameters, attribute};
 use inferq_shared::reply::Reply;
 use tempfile::TempDir;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::brokers::up_to;
@@ -97,16 +97,28 @@ impl QueueFile {
     }
 }
 
-/// Takes and acks what comes next.
+/// Takes and acks what comes next. A queue that is out of reach for a moment, as on a full disk, is asked again, and what
+/// it did not let be acked comes again.
 pub async fn taken(consumer: &mut AnyConsumer, pull_max: usize) -> Vec<Message> {
-    let received = timeout(PATIENCE, consumer.receive(up_to(pull_max))).await;
-    let deliveries = received.expect("messages keep coming").expect("the queue works");
-    let (messages, leases): (Vec<_>, Vec<_>) =
-        deliveries.into_iter().map(|Delivery { message, lease, .. }| (message, lease)).unzip();
-    for acked in join_all(leases.into_iter().map(Lease::ack)).await {
-        acked.expect("what came is acked");
+    let deliveries = timeout(PATIENCE, received(consumer, pull_max)).await.expect("messages keep coming");
+    let acked = deliveries.into_iter().map(|Delivery { message, lease, .. }| async {
+        match lease.ack().await {
+            Ok(()) => Some(message),
+            Err(e) if e.is_transient() => None,
+            Err(e) => panic!("what came is not acked: {e}"),
+        }
+    });
+    join_all(acked).await.into_iter().flatten().collect()
+}
+
+async fn received(consumer: &mut AnyConsumer, pull_max: usize) -> Vec<Delivery> {
+    loop {
+        match consumer.receive(up_to(pull_max)).await {
+            Ok(deliveries) => return deliveries,
+            Err(e) if e.is_transient() => yield_now().await,
+            Err(e) => panic!("the queue does not work: {e}"),
+        }
     }
-    messages
 }
 
 /// A job of these texts.

@@ -42,7 +42,10 @@ pub(super) fn value() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
-        (proptest::num::f64::NORMAL | proptest::num::f64::SUBNORMAL).prop_map(Value::from),
+        // A whole number with a point is an integer to JSON Schema and none to us, as the schemas say.
+        (proptest::num::f64::NORMAL | proptest::num::f64::SUBNORMAL)
+            .prop_filter("with a fraction", |number| number.fract() != 0.0)
+            .prop_map(Value::from),
         text().prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 12, 4, |inner| {
