@@ -28,9 +28,9 @@ use super::{AssetsError, ModelDirectory, upload};
 use crate::offload::Offload;
 
 /// Bytes read at once.
-const BLOCK: u64 = 4 << 20;
+const BLOCK: u64 = 8 << 20;
 /// Blocks read ahead of the one being written.
-const BLOCKS: usize = 12;
+const BLOCKS: usize = 8;
 /// What a copy needs beside the model's own bytes: manifest, directories, notes.
 const MARGIN: u64 = 1 << 20;
 
