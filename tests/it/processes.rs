@@ -88,6 +88,9 @@ async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
     worker.until_logged("ready");
     assert_eq!(worker.get("/healthz"), (200, r#"{"code":"200","message":"Ok"}"#.to_owned()));
     assert_eq!(worker.get("/livez").0, 200);
+    let address = worker.health.to_string();
+    assert_eq!(probe(&["--health", &address]), (0, "Ok\n".to_owned()));
+    assert_eq!(probe(&["--health", &address, "--live"]).0, 0);
     queue.publish(numbered(0..10)).await;
     let replies = queue.collect(10, |_| ()).await;
     assert!(replies.values().all(|reply| reply.attempt == 1));
@@ -96,6 +99,15 @@ async fn a_worker_tells_when_it_is_ready_and_drains_when_asked_to_stop() {
     assert!(metrics.contains("inferq_jobs_total{outcome=\"succeeded\"} 10"), "{metrics}");
     worker.terminate();
     assert_eq!(worker.wait().code(), Some(0));
+    let (code, said) = probe(&["--health", &address]);
+    assert!(code == 1 && said.starts_with(&format!("inferq-worker: no answer from {address}: ")), "{code} {said}");
+}
+
+/// What `inferq-worker health` says of a worker: exit code, and what it wrote.
+fn probe(flags: &[&str]) -> (i32, String) {
+    let asked = command("inferq-worker").arg("health").args(flags).output().unwrap();
+    let said = [asked.stdout, asked.stderr].concat();
+    (asked.status.code().unwrap(), String::from_utf8(said).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,6 +120,8 @@ async fn a_worker_whose_engine_hangs_fails_its_liveness_and_its_jobs_run_elsewhe
     assert_eq!(hung.get("/livez"), (503, r#"{"code":"503","message":"stuck"}"#.to_owned()));
     let status: serde_json::Value = serde_json::from_str(&hung.get("/status").1).unwrap();
     assert_eq!(status["stuck"], "engine-0");
+    let live = ["--health", &hung.health.to_string(), "--live"];
+    assert_eq!(probe(&live), (1, "inferq-worker: stuck\n".to_owned()));
     // This one takes the word for a word.
     let _sound = WorkerProcess::start(&queue.path, &[]);
     let replies = queue.collect(4, |_| ()).await;

@@ -45,7 +45,8 @@ pub fn worker_command(queue: &Path, flags: &[&str]) -> Command {
 pub struct WorkerProcess {
     child: Child,
     lines: Receiver<String>,
-    health: SocketAddr,
+    /// Where it serves its health.
+    pub health: SocketAddr,
 }
 
 impl WorkerProcess {

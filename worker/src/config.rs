@@ -20,6 +20,7 @@ use crate::claim::ClaimSettings;
 use crate::claim::unpack::UnpackCaps;
 use crate::engine::burn::DeviceChoice;
 use crate::engine::echo::EchoOptions;
+use crate::health::probe::{self, ProbeArgs};
 use crate::in_flight::Bounds;
 use crate::intake::IntakeSettings;
 use crate::pipeline::Settings;
@@ -31,6 +32,7 @@ Examples:
   inferq-worker --queue sqlite:queue.db --engine echo --health 127.0.0.1:9090
   inferq-worker --queue sqlite:queue.db --model MODEL --allow-write s3://bucket/vectors/
   inferq-worker assets --help
+  inferq-worker health
 
 Exit codes:
   0   drained after SIGTERM or SIGINT (a second signal exits at once)
@@ -53,6 +55,8 @@ pub enum Asked {
     Work(Box<Args>),
     /// Something about the files of models.
     Assets(assets::command::Command),
+    /// How a worker is.
+    Health(ProbeArgs),
 }
 
 /// The whole command: the worker's flags, or a subcommand instead of them.
@@ -62,7 +66,10 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .after_help(assets::command::HELP);
-    Cli::command().subcommand_negates_reqs(true).subcommand(assets)
+    let health = ProbeArgs::augment_args(Command::new("health"))
+        .about("Ask a running worker whether it is ready, or alive; for container health checks")
+        .after_help(probe::HELP);
+    Cli::command().subcommand_negates_reqs(true).subcommand(assets).subcommand(health)
 }
 
 /// Reads the command line.
@@ -72,6 +79,7 @@ pub fn command() -> Command {
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
     let matches = command().try_get_matches_from(words)?;
     match matches.subcommand() {
+        Some(("health", matches)) => ProbeArgs::from_arg_matches(matches).map(Asked::Health),
         Some((_, matches)) => assets::command::Command::from_arg_matches(matches).map(Asked::Assets),
         None => Args::from_arg_matches(&matches).map(|args| Asked::Work(Box::new(args))),
     }

@@ -28,6 +28,8 @@ use crate::engine::ModelInfo;
 use crate::in_flight::InFlight;
 use crate::pulse::Watchdog;
 
+pub mod probe;
+
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

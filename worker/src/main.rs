@@ -1,5 +1,5 @@
-//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code; or `assets`, which needs none
-//! of these.
+//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code; or `assets` and `health`, which
+//! need none of these.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use inferq_shared::telemetry::{self, Telemetry};
 use inferq_worker::assets;
 use inferq_worker::config::{Args, Asked, Config, parse};
 use inferq_worker::health::Health;
+use inferq_worker::health::probe::{ProbeArgs, probe};
 use inferq_worker::heaps;
 use inferq_worker::serve::{ServeError, connect, serve};
 use inferq_worker::signals;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match parse(std::env::args_os()) {
         Ok(Asked::Work(args)) => worker(*args),
         Ok(Asked::Assets(command)) => look_after(command),
+        Ok(Asked::Health(args)) => ask(&args),
         Err(error) => {
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 })
@@ -51,6 +53,20 @@ fn look_after(command: assets::command::Command) -> ExitCode {
         Err(error) => {
             eprintln!("inferq-worker: {error}");
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn ask(args: &ProbeArgs) -> ExitCode {
+    let runtime = runtime().expect("the system has room for a runtime's threads");
+    match runtime.block_on(probe(args)) {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("inferq-worker: {error}");
+            ExitCode::FAILURE
         }
     }
 }
