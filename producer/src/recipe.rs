@@ -115,7 +115,8 @@ impl InputArgs {
         if self.column.len() > 2 {
             return Err(Error::Usage("--column takes one column, or two for pairs".to_owned()));
         }
-        let fields = Fields { text: self.text_field.clone(), id: self.id_field.clone() };
+        let (text, id) = (self.text_field.clone(), self.id_field.clone());
+        let fields = Fields { text, id, hint: "; --text-field names another one" };
         let columns = Columns { input: self.column.clone(), id: self.id_column.clone() };
         Ok(Source::new(&self.input, Reading { format: self.format, fields, columns })?)
     }

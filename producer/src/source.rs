@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use inferq_shared::job::{Item, Job, Limits};
 
-pub use self::parse::{BadLine, Fields};
 pub use self::rows::Columns;
+pub use inferq_shared::job::line::{BadLine, Fields};
 
 use self::inputs::{Origin, resolve};
 use self::lines::{LineFormat, Lines};
@@ -245,9 +245,9 @@ impl Source {
             Format::Text => LineFormat::Text,
             Format::Jobs => LineFormat::Jobs,
         };
-        let (reader, compression) = (origin.lines(&self.bytes_read)?, origin.compression());
+        let (reader, packing) = (origin.lines(&self.bytes_read)?, origin.packing());
         let place = Place { name: origin.name(), unit: Unit::Line, number: 0 };
-        Ok(Open::Lines(Lines { reader, compression, format, place, line: Vec::new() }))
+        Ok(Open::Lines(Lines { reader, packing, format, place, line: Vec::new() }))
     }
 }
 

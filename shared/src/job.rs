@@ -12,6 +12,7 @@ use serde::ser::{SerializeMap, SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};
 
 mod decode;
+pub mod line;
 #[cfg(test)]
 mod tests;
 mod value;

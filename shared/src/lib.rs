@@ -5,6 +5,7 @@
 //! - [`broker`]: the seam over every queue: publishers, consumers, deliveries and the leases that settle them.
 //! - [`bucket`]: objects by address, in clouds and folders, and who may name them.
 //! - [`columns`]: results as Parquet.
+//! - [`packing`]: how a file or object is compressed; [`digest`]: what is in it, in short.
 //! - [`presence`]: what a worker says of itself for others to read.
 //! - [`backoff`]: how long to wait before trying again.
 //! - [`telemetry`]: logs and metrics, and the names they use.
@@ -17,8 +18,10 @@ pub mod backoff;
 pub mod broker;
 pub mod bucket;
 pub mod columns;
+pub mod digest;
 pub mod job;
 pub mod manifest;
+pub mod packing;
 pub mod presence;
 pub mod reply;
 pub mod telemetry;

@@ -70,6 +70,8 @@ const RESERVED: &[Reserved] = &[
 const PURE: &[&str] = &[
     "shared/src/job",
     "shared/src/manifest",
+    "shared/src/packing",
+    "shared/src/digest",
     "shared/src/reply",
     "shared/src/backoff",
     "shared/src/presence",

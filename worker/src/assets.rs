@@ -12,9 +12,10 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use inferq_shared::digest::hex;
 use sha2::{Digest, Sha256};
 
-use self::manifest::{FOLDER_PREFIX, Fingerprint, MANIFEST, Manifest, hex, is_inside, revision};
+use self::manifest::{FOLDER_PREFIX, Fingerprint, MANIFEST, Manifest, is_inside, revision};
 
 pub mod command;
 mod disk;

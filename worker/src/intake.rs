@@ -217,7 +217,7 @@ impl Intake {
 
     /// The object that a job's results become, if the operator lets it.
     fn destination(&self, id: &JobId, prefix: &str, format: ObjectFormat) -> Result<Uri, Refusal> {
-        let name = format!("{id}.{}", object::extension(format));
+        let name = format!("{id}.{}", format.extension());
         let uri = Uri::parse(prefix)
             .and_then(|prefix| prefix.join(&name))
             .map_err(|error| Refusal::rejected("invalid", format!("reply_to.uri {error}")))?;

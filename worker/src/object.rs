@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use inferq_shared::bucket::Uri;
 use inferq_shared::columns::{self, ColumnsError};
+use inferq_shared::digest::hex;
 use inferq_shared::job::{Item, ObjectFormat, Parameters};
 use inferq_shared::reply::{ItemResult, Reply, ReplyError, Status, Usage};
 use serde::Serialize;
@@ -80,18 +81,6 @@ impl std::io::Write for Writer<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The end of an object's name.
-pub fn extension(format: ObjectFormat) -> &'static str {
-    match format {
-        ObjectFormat::Jsonl => "jsonl",
-        ObjectFormat::Parquet => "parquet",
     }
 }
 

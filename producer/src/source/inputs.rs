@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
+use inferq_shared::packing::Packing;
 
 use super::{Format, SourceError};
 
@@ -22,14 +23,6 @@ const BUFFER_BYTES: usize = 1 << 18;
 pub(super) enum Origin {
     Stdin,
     File(PathBuf),
-}
-
-/// How a file is compressed, by the end of its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
-    None,
-    Gzip,
-    Zstd,
 }
 
 impl Origin {
@@ -50,12 +43,8 @@ impl Origin {
     }
 
     /// How it is compressed.
-    pub(super) fn compression(&self) -> Compression {
-        match self.extension().as_deref() {
-            Some("gz") => Compression::Gzip,
-            Some("zst") => Compression::Zstd,
-            _ => Compression::None,
-        }
+    pub(super) fn packing(&self) -> Packing {
+        Packing::of(&self.file_name())
     }
 
     /// The format that its name tells.
@@ -63,10 +52,8 @@ impl Origin {
     /// # Errors
     /// When it tells none.
     pub(super) fn format(&self) -> Result<Format, SourceError> {
-        let extension = match self {
-            Self::File(path) if self.compression() != Compression::None => extension_of(&path.with_extension("")),
-            _ => self.extension(),
-        };
+        let name = self.file_name();
+        let extension = Path::new(Packing::split(&name).0).extension().map(|end| end.to_string_lossy().to_lowercase());
         match extension.as_deref() {
             Some("jsonl" | "ndjson") => Ok(Format::Jsonl),
             Some("txt" | "text") => Ok(Format::Text),
@@ -79,11 +66,13 @@ impl Origin {
         }
     }
 
-    fn extension(&self) -> Option<String> {
-        match self {
+    /// What its ends are told from; empty for what has no name.
+    fn file_name(&self) -> String {
+        let name = match self {
             Self::Stdin => None,
-            Self::File(path) => extension_of(path),
-        }
+            Self::File(path) => path.file_name(),
+        };
+        name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// Its bytes, decompressed; `read` counts those on the disk.
@@ -96,10 +85,10 @@ impl Origin {
         };
         let file = Counted { inner: open(path)?, read: read.clone() };
         let buffered = |reader: Box<dyn Read + Send>| Box::new(BufReader::with_capacity(BUFFER_BYTES, reader));
-        Ok(match self.compression() {
-            Compression::None => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
-            Compression::Gzip => buffered(Box::new(MultiGzDecoder::new(BufReader::new(file)))),
-            Compression::Zstd => buffered(Box::new(zstd::Decoder::new(file).map_err(|error| cant_open(path, &error))?)),
+        Ok(match self.packing() {
+            Packing::Plain => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
+            Packing::Gzip => buffered(Box::new(MultiGzDecoder::new(BufReader::new(file)))),
+            Packing::Zstd => buffered(Box::new(zstd::Decoder::new(file).map_err(|error| cant_open(path, &error))?)),
         })
     }
 
@@ -109,17 +98,13 @@ impl Origin {
     /// When it is no regular file, or can't be opened.
     pub(super) fn file(&self) -> Result<File, SourceError> {
         match self {
-            Self::File(path) if self.bytes().is_some() && self.compression() == Compression::None => open(path),
+            Self::File(path) if self.bytes().is_some() && self.packing() == Packing::Plain => open(path),
             _ => Err(SourceError::Unusable(format!(
                 "{} can't be read as Parquet, which is not read from its beginning: name an uncompressed file",
                 self.name()
             ))),
         }
     }
-}
-
-fn extension_of(path: &Path) -> Option<String> {
-    path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase)
 }
 
 fn open(path: &Path) -> Result<File, SourceError> {

@@ -7,9 +7,10 @@ use std::io::{self, BufRead};
 
 use bytes::Bytes;
 use inferq_shared::job::Limits;
+use inferq_shared::job::line::{self, BadLine, Fields};
+use inferq_shared::packing::Packing;
 
-use super::inputs::Compression;
-use super::parse::{self, BadLine, Fields};
+use super::parse;
 use super::{Content, Entry, Place, ReadyJob, SourceError};
 
 /// A JSON line may be longer than its text: escapes and other fields. Beyond this it is not even read.
@@ -26,7 +27,7 @@ pub(super) enum LineFormat {
 /// A stream of lines.
 pub(super) struct Lines {
     pub(super) reader: Box<dyn BufRead + Send>,
-    pub(super) compression: Compression,
+    pub(super) packing: Packing,
     pub(super) format: LineFormat,
     /// Where the line stands that was read last.
     pub(super) place: Place,
@@ -60,8 +61,8 @@ impl Lines {
             return Err(BadLine::too_long("the line", bytes, limit));
         }
         match &self.format {
-            LineFormat::Text => parse::text(line, limits).map(Content::Item),
-            LineFormat::Json(fields) => parse::item(line, fields, limits).map(Content::Item),
+            LineFormat::Text => line::text(line, limits).map(Content::Item),
+            LineFormat::Json(fields) => line::item(line, fields, limits).map(Content::Item),
             LineFormat::Jobs => {
                 let job = parse::job(line, limits)?;
                 let body = Bytes::copy_from_slice(line.trim_ascii());
@@ -73,7 +74,7 @@ impl Lines {
     fn failed(&self, error: io::Error) -> SourceError {
         let (name, number) = (self.place.name.clone(), self.place.number);
         // What the decompressor refuses is no failure of the system.
-        if self.compression != Compression::None && error.raw_os_error().is_none() {
+        if self.packing != Packing::Plain && error.raw_os_error().is_none() {
             return SourceError::Damaged(format!("{name} is cut short or damaged after line {number}: {error}"));
         }
         SourceError::Io { name, number, error }

@@ -21,8 +21,8 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::ParquetMetaData;
 
 use super::inputs::Origin;
-use super::parse::{BadLine, check_id};
 use super::{Content, Entry, Place, SourceError, Unit};
+use inferq_shared::job::line::{BadLine, check_id};
 
 /// The columns of a Parquet file that are read.
 #[derive(Debug, Clone, PartialEq, Eq)]

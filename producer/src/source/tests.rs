@@ -6,7 +6,7 @@ use super::lines::LINE_BYTES_MAX;
 use super::*;
 
 fn reading(format: Option<Format>) -> Reading {
-    let fields = Fields { text: "text".to_owned(), id: "id".to_owned() };
+    let fields = Fields::default();
     Reading { format, fields, columns: Columns { input: vec!["text".to_owned()], id: None } }
 }
 

@@ -4,14 +4,14 @@
 //! `input_uri`, and a ledger that `collect` reads. The file is sent as it is and never held. The same command goes on
 //! after a crash; what is there is not uploaded again, so that no worker sees the object change.
 
-use std::io::Read;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use inferq_shared::broker::{Broker, BrokerUrl, Message};
 use inferq_shared::bucket::{Buckets, Uri};
+use inferq_shared::digest;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ pub(super) async fn submit(
     let input = input(&args.input)?;
     let mut ledger = Ledger::open_or_create(path)?;
     ledger.compare(&plan)?;
-    let digest = block_in_place(|| digest(input, stop))?;
+    let digest = block_in_place(|| digest_of(input, stop))?;
     let claim = Confirmed::claim(digest, format!("{} line 1", input.display()));
     let submission = ledger.begin(&plan, new_submission)?;
     let (known, answered) = (ledger.is_confirmed(&claim)?, ledger.is_answered(claim.number())?);
@@ -88,22 +88,14 @@ fn input(args: &InputArgs) -> Result<&Path, Error> {
 }
 
 /// What the ledger compares, so that another file is not taken for the one that was submitted.
-fn digest(input: &Path, stop: &CancellationToken) -> Result<ChunkDigest, Error> {
+fn digest_of(input: &Path, stop: &CancellationToken) -> Result<ChunkDigest, Error> {
     let unread = |error| Error::io(format!("can't read {}", input.display()), error);
-    let mut file = std::fs::File::open(input).map_err(unread)?;
-    let (mut hasher, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        let size = file.read(&mut block).map_err(unread)?;
-        if size == 0 {
-            break;
-        }
-        if stop.is_cancelled() {
-            return Err(interrupted());
-        }
-        hasher.update(&block[..size]);
-    }
+    let going_on = |_| if stop.is_cancelled() { Err(io::Error::other("interrupted")) } else { Ok(()) };
+    let file = std::fs::File::open(input).map_err(unread)?;
+    let (sha256, _) =
+        digest::of(file, going_on).map_err(|error| if stop.is_cancelled() { interrupted() } else { unread(error) })?;
     let mut digest = ChunkDigest::default();
-    digest.copy_from_slice(&hasher.finalize()[..16]);
+    digest.copy_from_slice(&sha256[..16]);
     Ok(digest)
 }
 

@@ -6,10 +6,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use inferq_shared::digest::{self, hex};
 
 use super::CHUNK;
-use super::manifest::{Fingerprint, hex};
+use super::manifest::Fingerprint;
 
 /// A call that failed, and on what.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +55,13 @@ fn walk(directory: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), D
 
 /// Hashes a file in bounded memory; `progress` is told bytes.
 pub(super) fn hash(path: &Path, progress: impl Fn(u64)) -> Result<Fingerprint, DiskError> {
-    let (mut sha256, mut size) = (Sha256::new(), 0);
-    read_on(path, u64::MAX, |bytes| {
-        sha256.update(bytes);
-        size += bytes.len() as u64;
-        progress(bytes.len() as u64);
-    })?;
-    Ok(Fingerprint { size, sha256: hex(&sha256.finalize()) })
+    let file = on(path, File::open(path))?;
+    let hashed = digest::of(file, |bytes| {
+        progress(bytes);
+        Ok(())
+    });
+    let (sha256, size) = on(path, hashed)?;
+    Ok(Fingerprint { size, sha256: hex(&sha256) })
 }
 
 /// Reads the first `limit` bytes of a file, a piece at a time.

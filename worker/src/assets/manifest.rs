@@ -4,9 +4,9 @@
 //! belong to a model at all, and from names, sizes and digests the revision, which names what computes a reply.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Component, Path};
 
+use inferq_shared::digest::hex;
 use inferq_shared::reply::Embedding;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -145,14 +145,6 @@ pub fn is_model_file(name: &str) -> bool {
 /// Whether a name stays within the directory that it is relative to.
 pub fn is_inside(name: &str) -> bool {
     !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// Bytes as hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }
 
 #[cfg(test)]

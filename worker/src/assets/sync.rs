@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::future::join;
 use futures_util::stream::{self, StreamExt};
+use inferq_shared::digest::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::command::{Failure, SyncArgs, say};
 use super::disk::{self, DiskError, on};
 use super::look::described;
-use super::manifest::{Fingerprint, MANIFEST, Manifest, hex};
+use super::manifest::{Fingerprint, MANIFEST, Manifest};
 use super::progress::{self, human};
 use super::source::{Listing, Place, Source, SourceFile};
 use super::volume::{self, STAGING};

@@ -4,6 +4,7 @@
 //! were cut; a line belongs to the piece that it starts in. It holds at most one line, and of a line that is too long no
 //! more than the limit.
 
+use inferq_shared::job::line::{self, Fields};
 use inferq_shared::job::{Item, Limits};
 use inferq_shared::reply::ReplyError;
 
@@ -138,26 +139,8 @@ pub fn item(line: &Line<'_>, limits: &Limits) -> Result<Item, ReplyError> {
         let message = format!("line {number} has more than {limit} bytes, the limit: split the text");
         return Err(ReplyError::new("limit_exceeded", message));
     };
-    let item: Item = serde_json::from_slice(text).map_err(|error| {
-        let message = error.to_string().replace(" at line 1 column", " at column");
-        ReplyError::new("malformed", format!("line {number}: {}", clipped(message)))
-    })?;
-    let (bytes, limit) = (item.input.len_bytes(), limits.input_bytes);
-    if bytes > limit {
-        let message = format!("line {number}: the text has {bytes} bytes, the limit is {limit}: split the text");
-        return Err(ReplyError::new("limit_exceeded", message));
-    }
-    Ok(item)
-}
-
-/// What was sent may be quoted in a message, but only a little of it.
-fn clipped(mut message: String) -> String {
-    const MESSAGE_BYTES_MAX: usize = 256;
-    if message.len() > MESSAGE_BYTES_MAX {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        message.push('…');
-    }
-    message
+    line::item(text, &Fields::default(), limits)
+        .map_err(|bad| ReplyError::new(&bad.error.code, format!("line {number}: {}", bad.error.message)))
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use inferq_shared::bucket::{BucketError, Buckets, Uri};
+use inferq_shared::packing::Packing;
 use inferq_shared::reply::ReplyError;
 
-use super::unpack::{Packing, UnpackCaps, UnpackError, Unpacked, Unpacker};
+use super::unpack::{UnpackCaps, UnpackError, Unpacked, Unpacker};
 use crate::offload::Offload;
 use crate::outage::{NoAnswer, Patience};
 use crate::ticket::ReleaseReason;

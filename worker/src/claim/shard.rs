@@ -9,12 +9,12 @@ use inferq_shared::broker::Publisher;
 use inferq_shared::bucket::Uri;
 use inferq_shared::job::Shard;
 use inferq_shared::manifest::part_name;
+use inferq_shared::packing::Packing;
 use inferq_shared::reply::{ItemResult, ReplyError};
 
 use super::plan::Piece;
 use super::reader::{Ended, Source};
 use super::split::piece_uri;
-use super::unpack::Packing;
 use super::whole::below;
 use super::windows::Asker;
 use super::{Answer, Claim, Desk, Place};

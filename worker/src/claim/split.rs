@@ -9,6 +9,7 @@ use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Attributes, BrokerError, Message, Publisher};
 use inferq_shared::bucket::{Created, ObjectInfo, Uri};
 use inferq_shared::job::{Inputs, Job, ParentId, Shard, VERSION, attribute};
+use inferq_shared::packing::Packing;
 use inferq_shared::reply::ReplyError;
 use inferq_shared::telemetry::{self, story};
 use rand::SeedableRng;
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Piece, PieceSize};
 use super::reader::Ended;
-use super::unpack::Packing;
 use super::whole::below;
 use super::{Answer, Claim, Desk};
 use crate::outage::Outage;

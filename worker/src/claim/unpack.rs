@@ -7,28 +7,7 @@ use std::io::{self, BufRead, Read};
 
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
-
-/// How an object is compressed, by the end of its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// Not at all.
-    Plain,
-    /// `.gz`
-    Gzip,
-    /// `.zst`
-    Zstd,
-}
-
-impl Packing {
-    /// As the object's name tells.
-    pub fn of(name: &str) -> Self {
-        match name.rsplit_once('.').map(|(_, extension)| extension) {
-            Some("gz") => Self::Gzip,
-            Some("zst") => Self::Zstd,
-            _ => Self::Plain,
-        }
-    }
-}
+use inferq_shared::packing::Packing;
 
 /// How much a compressed object may unpack to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

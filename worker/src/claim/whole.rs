@@ -6,11 +6,11 @@
 use inferq_shared::broker::Publisher;
 use inferq_shared::bucket::{ObjectInfo, Uri};
 use inferq_shared::manifest::MANIFEST;
+use inferq_shared::packing::Packing;
 use inferq_shared::reply::ReplyError;
 
 use super::plan::{Piece, PieceSize, Planner};
 use super::reader::{Ended, Source};
-use super::unpack::Packing;
 use super::windows::Asker;
 use super::{Answer, Claim, Desk};
 use crate::object::{self, Mark, Target};

@@ -29,7 +29,7 @@ fn read(bytes: &[u8], columns: Columns) -> Result<Vec<Entry>, SourceError> {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("texts.parquet");
     std::fs::write(&path, bytes).expect("a file");
-    let fields = Fields { text: "text".to_owned(), id: "id".to_owned() };
+    let fields = Fields::default();
     let reading = Reading { format: None, fields, columns };
     let mut source = Source::new(&[path.display().to_string()], reading)?;
     let mut entries = Vec::new();

@@ -90,6 +90,8 @@ fn a_line_is_a_text_an_object_or_a_pair() {
     let text = |text: &str| Input::Text(text.to_owned());
     assert_eq!(read(br#" "a" "#), Ok(Item { id: None, input: text("a") }));
     assert_eq!(read(br#"{"id":"d","text":"a","x":[1]}"#), Ok(Item { id: Some("d".to_owned()), input: text("a") }));
+    let numbered = Item { id: Some("7".to_owned()), input: text("a") };
+    assert_eq!(read(br#"{"id":7,"text":"a"}"#), Ok(numbered));
     let pair = Input::Pair("q".to_owned(), "p".to_owned());
     assert_eq!(read(br#"["q","p"]"#), Ok(Item { id: None, input: pair }));
 }
@@ -98,8 +100,8 @@ fn a_line_is_a_text_an_object_or_a_pair() {
 fn a_bad_line_is_an_error_with_its_number() {
     for (line, code, message) in [
         (&b"nonsense"[..], "malformed", "line 7: "),
-        (b"7", "malformed", "line 7: invalid type"),
-        (b"{\"id\":\"a\"}", "malformed", "line 7: missing field `text`"),
+        (b"7", "malformed", "line 7: not a JSON string, an object or a pair of strings: invalid type"),
+        (b"{\"id\":\"a\"}", "malformed", "line 7: the object has no field \"text\""),
         (b"\"\xff\"", "malformed", "line 7: "),
         (b"\"123456789\"", "limit_exceeded", "line 7: the text has 9 bytes, the limit is 8"),
     ] {
