@@ -19,6 +19,7 @@ use bytes::Bytes;
 mod allow;
 mod error;
 mod file;
+mod gate;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod uri;
 
 pub use allow::{AllowList, NotAllowed};
 pub use error::BucketError;
+pub use gate::{Gate, Moment};
 use remote::Remote;
 pub use uri::{Scheme, Uri, UriError};
 
@@ -64,6 +66,7 @@ pub struct Buckets(Arc<Inner>);
 struct Inner {
     options: Vec<(String, String)>,
     clients: Mutex<HashMap<(Scheme, String), Remote>>,
+    gate: Option<Gate>,
 }
 
 impl Default for Buckets {
@@ -84,7 +87,14 @@ impl Buckets {
 
     /// With these options only, named like the environment's variables.
     pub fn with_options(options: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self(Arc::new(Inner { options: options.into_iter().collect(), clients: Mutex::default() }))
+        Self(Arc::new(Inner { options: options.into_iter().collect(), clients: Mutex::default(), gate: None }))
+    }
+
+    /// The same places, every call to which goes through `gate`.
+    #[must_use]
+    pub fn behind(&self, gate: Gate) -> Self {
+        let options = self.0.options.clone();
+        Self(Arc::new(Inner { options, clients: Mutex::default(), gate: Some(gate) }))
     }
 
     /// Looks at an object. `None`: there is no such object.
@@ -92,10 +102,13 @@ impl Buckets {
     /// # Errors
     /// When that can't be told.
     pub async fn head(&self, uri: &Uri) -> Result<Option<ObjectInfo>, BucketError> {
-        match self.object(uri)? {
-            Some(remote) => Ok(remote.look(uri).await?.map(|(info, _)| info)),
-            None => file::blocking(uri, file::head).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => Ok(remote.look(uri).await?.map(|(info, _)| info)),
+                None => file::blocking(uri, file::head).await,
+            }
+        };
+        self.through("head", uri, call).await
     }
 
     /// One range, in one request, of the object as it was at `etag`. Shorter than asked where the object ends before.
@@ -104,10 +117,13 @@ impl Buckets {
     /// `Changed` if there is another version by now; when it is absent or can't be read.
     pub async fn read(&self, uri: &Uri, range: Range<u64>, etag: Option<&str>) -> Result<Bytes, BucketError> {
         let etag = etag.map(str::to_owned);
-        match self.object(uri)? {
-            Some(remote) => remote.read(uri, range, etag).await,
-            None => file::blocking(uri, move |uri| file::read(uri, range, etag.as_deref())).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => remote.read(uri, range, etag).await,
+                None => file::blocking(uri, move |uri| file::read(uri, range, etag.as_deref())).await,
+            }
+        };
+        self.through("read", uri, call).await
     }
 
     /// The whole of a small object. `None`: there is no such object.
@@ -115,10 +131,13 @@ impl Buckets {
     /// # Errors
     /// `TooLarge` above `limit` bytes; when it can't be read.
     pub async fn read_all(&self, uri: &Uri, limit: u64) -> Result<Option<(ObjectInfo, Bytes)>, BucketError> {
-        match self.object(uri)? {
-            Some(remote) => remote.read_all(uri, limit).await,
-            None => file::blocking(uri, move |uri| file::read_all(uri, limit)).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => remote.read_all(uri, limit).await,
+                None => file::blocking(uri, move |uri| file::read_all(uri, limit)).await,
+            }
+        };
+        self.through("read_all", uri, call).await
     }
 
     /// Puts an object by a single request, only if there is none, with `digest` kept beside it (files: in
@@ -128,10 +147,13 @@ impl Buckets {
     /// When it isn't there afterwards, as far as can be told.
     pub async fn create(&self, uri: &Uri, body: Bytes, digest: &str) -> Result<Created, BucketError> {
         let digest = digest.to_owned();
-        match self.object(uri)? {
-            Some(remote) => remote.create(uri, body, &digest).await,
-            None => file::blocking(uri, move |uri| file::create(uri, &body, &digest)).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => remote.create(uri, body, &digest).await,
+                None => file::blocking(uri, move |uri| file::create(uri, &body, &digest)).await,
+            }
+        };
+        self.through("create", uri, call).await
     }
 
     /// The digest that [`create`](Self::create) kept with an object. `None`: no such object; `Some(None)`: one without.
@@ -139,10 +161,13 @@ impl Buckets {
     /// # Errors
     /// When that can't be told.
     pub async fn digest(&self, uri: &Uri) -> Result<Option<Option<String>>, BucketError> {
-        match self.object(uri)? {
-            Some(remote) => Ok(remote.look(uri).await?.map(|(_, digest)| digest)),
-            None => file::blocking(uri, file::digest).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => Ok(remote.look(uri).await?.map(|(_, digest)| digest)),
+                None => file::blocking(uri, file::digest).await,
+            }
+        };
+        self.through("digest", uri, call).await
     }
 
     /// The objects beneath `prefix` in the order of their keys, at most [`PAGE_MAX`]: those after `after`, if given. What
@@ -155,10 +180,13 @@ impl Buckets {
             return Err(refused(prefix, "names an object, not a prefix: end it in /"));
         }
         let after = after.cloned();
-        match self.remote(prefix)? {
-            Some(remote) => remote.list(prefix, after.as_ref()).await,
-            None => file::blocking(prefix, move |prefix| file::list(prefix, after.as_ref())).await,
-        }
+        let call = async {
+            match self.remote(prefix)? {
+                Some(remote) => remote.list(prefix, after.as_ref()).await,
+                None => file::blocking(prefix, move |prefix| file::list(prefix, after.as_ref())).await,
+            }
+        };
+        self.through("list", prefix, call).await
     }
 
     /// Uploads a file of any size, replacing what is there, whole or not at all, in bounded memory. `progress` is told how
@@ -172,10 +200,13 @@ impl Buckets {
         file: &Path,
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<ObjectInfo, BucketError> {
-        match self.object(uri)? {
-            Some(remote) => remote.upload(uri, file, progress).await,
-            None => file::upload(uri, file, progress).await,
-        }
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => remote.upload(uri, file, progress).await,
+                None => file::upload(uri, file, progress).await,
+            }
+        };
+        self.through("upload", uri, call).await
     }
 
     /// Deletes an object. What is absent is no error.
@@ -183,9 +214,19 @@ impl Buckets {
     /// # Errors
     /// When it may still be there.
     pub async fn delete(&self, uri: &Uri) -> Result<(), BucketError> {
-        match self.object(uri)? {
-            Some(remote) => remote.delete(uri).await,
-            None => file::blocking(uri, file::delete).await,
+        let call = async {
+            match self.object(uri)? {
+                Some(remote) => remote.delete(uri).await,
+                None => file::blocking(uri, file::delete).await,
+            }
+        };
+        self.through("delete", uri, call).await
+    }
+
+    async fn through<T>(&self, name: &'static str, uri: &Uri, call: impl Future<Output = T>) -> T {
+        match &self.0.gate {
+            Some(gate) => gate.through(name, uri, call).await,
+            None => call.await,
         }
     }
 

@@ -32,6 +32,7 @@ use crate::ticket::{Case, Outbound};
 pub mod completion;
 mod finish;
 pub mod lines;
+mod pieces;
 pub mod plan;
 pub mod reader;
 mod shard;

@@ -114,7 +114,11 @@ impl<P: Publisher> Desk<P> {
         };
         let uri = at(place, MANIFEST)?;
         let body = Bytes::from(manifest.encode());
-        let mark = match self.create(claim, &uri, body, &mark.to_string()).await? {
+        let created = self.create(claim, &uri, body, &mark.to_string()).await?;
+        if shard.unpacked {
+            self.sweep(claim, place).await?;
+        }
+        let mark = match created {
             Created::New => Some(mark),
             Created::Exists { digest } => Mark::ours(digest.as_deref(), &mark.digest),
         };

@@ -12,9 +12,9 @@ use inferq_shared::manifest::part_name;
 use inferq_shared::packing::Packing;
 use inferq_shared::reply::{ItemResult, ReplyError};
 
+use super::pieces::piece_uri;
 use super::plan::Piece;
 use super::reader::{Ended, Source};
-use super::split::piece_uri;
 use super::whole::below;
 use super::windows::Asker;
 use super::{Answer, Claim, Desk, Place};
@@ -119,23 +119,6 @@ impl<P: Publisher> Desk<P> {
         };
         self.feeder.offload.run(encode).await
     }
-
-    /// The unpacked text is needed no more once its part is there.
-    async fn delete_piece(&mut self, claim: &Claim, shard: &Shard, place: &Place) -> Result<(), Ended> {
-        if !shard.unpacked {
-            return Ok(());
-        }
-        let uri = deliverable(piece_uri(&place.folder, shard.number))?;
-        let deleted = self.writing.ask("delete", claim.case.at, || self.buckets.delete(&uri)).await;
-        match deleted.map_err(Ended::unwritten) {
-            // What may put but not delete leaves it there.
-            Err(Ended::Undeliverable(reason)) => {
-                tracing::warn!(reason, "the unpacked piece stays");
-                Ok(())
-            }
-            deleted => deleted,
-        }
-    }
 }
 
 /// Where the part goes, if the shard is one that a worker made.
@@ -151,7 +134,7 @@ fn placed(claim: &Claim, shard: &Shard) -> Result<Place, Ended> {
 }
 
 /// A shard that has no address to put its part at can't end in one.
-fn deliverable<T>(made: Result<T, Ended>) -> Result<T, Ended> {
+pub(super) fn deliverable<T>(made: Result<T, Ended>) -> Result<T, Ended> {
     made.map_err(|ended| match ended {
         Ended::Failed(error) => Ended::Undeliverable(format!("{}: {}", error.code, error.message)),
         ended => ended,

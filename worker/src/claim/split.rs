@@ -1,4 +1,4 @@
-//! A large input is split: the plan is fixed, compressed text becomes plain pieces, and shards are published.
+//! A large input is split: the plan is fixed, and shards are published.
 //!
 //! In: the pieces that `whole.rs` counts. Out: shards, confirmed by their queue; then the parent is done. The plan, put
 //! only if absent, holds for every later attempt: the version of the object and the size of a piece. So whoever comes
@@ -79,28 +79,6 @@ impl<P: Publisher> Desk<P> {
                 resume(&uri, before, &plan, digest.as_deref() == Some(&kept))
             }
         }
-    }
-
-    /// Notes closed pieces. Those of a compressed input are put, and then are that object.
-    pub(super) async fn keep(
-        &mut self,
-        claim: &Claim,
-        packing: Packing,
-        closed: Vec<(Piece, Vec<u8>)>,
-        pieces: &mut Vec<Piece>,
-    ) -> Result<(), Ended> {
-        for (mut piece, text) in closed {
-            if let (true, Some(place)) = (packing != Packing::Plain, &claim.place) {
-                let number = u32::try_from(pieces.len()).expect("the planner numbers them");
-                let uri = piece_uri(&place.folder, number)?;
-                (piece.from, piece.to) = (0, text.len() as u64);
-                let body = Bytes::from(text);
-                let put = || self.buckets.create(&uri, body.clone(), "piece");
-                self.writing.ask("put", claim.case.at, put).await.map_err(Ended::unwritten)?;
-            }
-            pieces.push(piece);
-        }
-        Ok(())
     }
 
     /// Publishes a shard a piece.
@@ -198,11 +176,6 @@ fn resume(uri: &Uri, before: Option<Plan>, plan: &Plan, same: bool) -> Result<Op
             Err(Ended::Failed(ReplyError::new("id_conflict", message)))
         }
     }
-}
-
-/// Where the unpacked text of a piece lies, below the job's folder.
-pub(super) fn piece_uri(folder: &Uri, number: u32) -> Result<Uri, Ended> {
-    below(folder, &format!("_input/{number:05}.jsonl"))
 }
 
 fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {

@@ -63,10 +63,14 @@ impl<P: Publisher> Desk<P> {
     /// The answer to a job whose object or manifest is there.
     async fn found(&mut self, claim: &Claim, digest: &str) -> Result<Option<Answer>, Ended> {
         let Some(place) = &claim.place else { return Ok(None) };
-        for uri in [place.object.clone(), below(&place.folder, MANIFEST)?] {
-            let kept = self.reading.ask("look", claim.case.at, || self.buckets.digest(&uri)).await;
+        let manifest = below(&place.folder, MANIFEST)?;
+        for uri in [&place.object, &manifest] {
+            let kept = self.reading.ask("look", claim.case.at, || self.buckets.digest(uri)).await;
             if let Some(kept) = kept.map_err(Ended::unwritten)? {
-                return Ok(Some(self.points_at(claim, &uri, Mark::ours(kept.as_deref(), digest))));
+                if *uri == manifest && is_packed(claim) {
+                    self.sweep(claim, place).await?;
+                }
+                return Ok(Some(self.points_at(claim, uri, Mark::ours(kept.as_deref(), digest))));
             }
         }
         Ok(None)
@@ -81,9 +85,28 @@ impl<P: Publisher> Desk<P> {
         }))
     }
 
-    /// Looks at every line once.
+    /// Looks at every line once. An object that turns out to be no good leaves no pieces.
     async fn count(
         &mut self,
+        claim: &Claim,
+        info: &ObjectInfo,
+        digest: &str,
+        size: PieceSize,
+    ) -> Result<Counted, Ended> {
+        let mut pieces = Vec::new();
+        let counted = self.count_into(&mut pieces, claim, info, digest, size).await;
+        if let (Err(Ended::Failed(error)), Some(place), true) = (&counted, &claim.place, is_packed(claim))
+            && !pieces.is_empty()
+            && ["malformed", "limit_exceeded"].contains(&&*error.code)
+        {
+            self.sweep(claim, place).await?;
+        }
+        counted
+    }
+
+    async fn count_into(
+        &mut self,
+        pieces: &mut Vec<Piece>,
         claim: &Claim,
         info: &ObjectInfo,
         digest: &str,
@@ -94,7 +117,7 @@ impl<P: Publisher> Desk<P> {
         let mut reader = self.reader(source, packing, claim.case.at);
         let mut splitter = self.splitter(0, 1);
         let mut planner = Planner::new(size);
-        let (mut pieces, mut text) = (Vec::new(), Vec::new());
+        let mut text = Vec::new();
         loop {
             let block = reader.next().await?;
             let mut closed = Closed::new();
@@ -120,7 +143,7 @@ impl<P: Publisher> Desk<P> {
             {
                 return Ok(Counted::Again(other));
             }
-            self.keep(claim, packing, closed, &mut pieces).await?;
+            self.keep(claim, packing, closed, pieces).await?;
             if block.is_none() {
                 break;
             }
@@ -129,8 +152,8 @@ impl<P: Publisher> Desk<P> {
         if pieces.is_empty() {
             return Ok(Counted::Small(last));
         }
-        self.keep(claim, packing, vec![(last, text)], &mut pieces).await?;
-        Ok(Counted::Pieces(pieces))
+        self.keep(claim, packing, vec![(last, text)], pieces).await?;
+        Ok(Counted::Pieces(std::mem::take(pieces)))
     }
 
     /// Runs all of a small input.
@@ -164,6 +187,10 @@ impl<P: Publisher> Desk<P> {
         });
         Ok(Answer::Results(Box::new(reply), target))
     }
+}
+
+fn is_packed(claim: &Claim) -> bool {
+    claim.uri.as_ref().is_ok_and(|uri| Packing::of(uri.name()) != Packing::Plain)
 }
 
 /// What lies below a job's folder.
