@@ -42,6 +42,7 @@ impl Follower {
     pub fn open(ledger: &mut Ledger, output: &Output, encoding: Encoding) -> Result<Self, Error> {
         let name = match output {
             Output::Stdout => "-".to_owned(),
+            Output::Object(uri) => uri.to_string(),
             Output::File(path) => std::path::absolute(path).map_err(|error| output.error(error))?.display().to_string(),
         };
         let fresh = Followed { output: name, encoding, bytes: 0 };
@@ -134,6 +135,7 @@ impl Target {
 fn stream(output: &Output) -> Result<Box<dyn Write + Send>, Error> {
     match output {
         Output::Stdout => Ok(Box::new(io::stdout())),
+        Output::Object(_) => Err(output.error(io::ErrorKind::Unsupported)),
         Output::File(path) => {
             let file = File::options().write(true).open(path).map_err(|error| output.error(error))?;
             Ok(Box::new(file))

@@ -20,6 +20,7 @@
 //! - [`shown`], [`paint`]: what is safe on a terminal, and its colours.
 //! - [`outcome`]: how a command ends, and the exit code that says so.
 
+pub mod address;
 pub mod bench;
 pub mod chunk;
 pub mod collect;
@@ -31,6 +32,7 @@ pub mod follow;
 pub mod help;
 pub mod ledger;
 pub mod manual;
+pub mod outage;
 pub mod outcome;
 pub mod output;
 pub mod pace;

@@ -29,9 +29,10 @@ mod chunks;
 /// Where rows go.
 #[derive(Debug, Clone, clap::Args)]
 pub struct OutputArgs {
-    /// Where the rows go: a file, replaced only when all rows are there, or - for stdout. A name that ends in .parquet
-    /// asks for Parquet, one that ends in .zst for compressed JSONL.
-    #[arg(long, env = "INFERQ_OUTPUT", value_name = "FILE|-")]
+    /// Where the rows go: a file or an object (gs://, s3://), replaced only when all rows are there, or - for stdout. A
+    /// name that ends in .parquet asks for Parquet, one that ends in .zst for compressed JSONL. An object is made as a
+    /// file in TMPDIR first.
+    #[arg(long, env = "INFERQ_OUTPUT", value_name = "FILE|URI|-")]
     output: Output,
     /// The output's format, whatever its name says.
     #[arg(long, env = "INFERQ_OUTPUT_FORMAT", value_enum)]
@@ -40,7 +41,7 @@ pub struct OutputArgs {
     #[arg(long, env = "INFERQ_OUTPUT_ENCODING", value_name = "float|base64", default_value = "float", value_parser = encoding)]
     encoding: Encoding,
     /// Where items with an error are listed, one JSON object a line; no file when there is none. Default: the output's
-    /// name with .failures.jsonl in place of its extension.
+    /// name with .failures.jsonl in place of its extension, for an object in this directory.
     #[arg(long, env = "INFERQ_FAILURES", value_name = "FILE")]
     failures: Option<PathBuf>,
     /// Write each job's rows as soon as its reply comes, in that order, to stdout or into the file itself. After a crash
@@ -77,13 +78,24 @@ impl OutputArgs {
         self.output.check()?;
         self.failures.iter().try_for_each(|path| Output::File(path.clone()).check())?;
         let whole = if self.follow { None } else { Some(Reserved::new(self.output.clone())?) };
-        let failures = self.failures.clone().or_else(|| self.output.regular_file().map(failures_of));
+        let failures = self.failures.clone().or_else(|| self.default_failures());
         let (output, pointers) = (self.output.clone(), Pointers::none());
         Ok(Target { output, format, encoding: self.encoding, failures, whole, pointers })
     }
 
+    /// Beside the output; of an object in this directory.
+    fn default_failures(&self) -> Option<PathBuf> {
+        match &self.output {
+            Output::Object(_) => self.output.name().map(failures_of),
+            _ => self.output.regular_file().map(failures_of),
+        }
+    }
+
     fn check(&self, format: Format) -> Result<(), Error> {
         let usage = |message: &str| Err(Error::Usage(message.to_owned()));
+        if self.follow && matches!(self.output, Output::Object(_)) {
+            return usage("--follow can't write an object, which appears whole: name a file, or leave --follow away");
+        }
         if format == Format::Parquet && self.encoding != Encoding::Float {
             return usage("--encoding is for JSONL: Parquet holds the numbers themselves");
         }

@@ -31,7 +31,6 @@ use crate::output::OutputArgs;
 use crate::pointer::Pointers;
 use crate::progress::{Progress, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
-use crate::sink::Output;
 use crate::submit::{Again, Begun, CheckedInput, Submission, WhenFull};
 
 /// The flags of `inferq run`.
@@ -44,7 +43,8 @@ pub struct Args {
     input: InputArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// The embedded queue's file. Default: OUTPUT.queue.db; required when the output is stdout.
+    /// The embedded queue's file. Default: OUTPUT.queue.db, for an object in this directory; required when the output is
+    /// stdout.
     #[arg(long, env = "INFERQ_RUN_QUEUE", value_name = "FILE")]
     queue: Option<PathBuf>,
     /// Remembers what is done. Default: OUTPUT.ledger.db, or the queue's file name with .ledger.db.
@@ -262,12 +262,12 @@ impl Files {
             name.push(suffix);
             PathBuf::from(name)
         };
-        let (queue, ledger) = match (args.output.output(), &args.queue) {
-            (Output::File(path), queue) => {
+        let (queue, ledger) = match (args.output.output().name(), &args.queue) {
+            (Some(path), queue) => {
                 (queue.clone().unwrap_or_else(|| beside(path, ".queue.db")), beside(path, ".ledger.db"))
             }
-            (Output::Stdout, Some(queue)) => (queue.clone(), beside(queue, ".ledger.db")),
-            (Output::Stdout, None) => {
+            (None, Some(queue)) => (queue.clone(), beside(queue, ".ledger.db")),
+            (None, None) => {
                 let message = "--queue FILE is required when the output is stdout: it keeps what is done after a crash";
                 return Err(Error::Usage(message.to_owned()));
             }

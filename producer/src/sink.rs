@@ -2,7 +2,7 @@
 //!
 //! In: groups of [`Rows`] in input order. Out: the file, written beside its place as `<name>.partial`, synced, and
 //! renamed over what was there. `-` is stdout; what exists and is no regular file (a pipe, `/dev/null`) is written
-//! directly. A partial file is locked while it is written, so that two commands never write one output. An [`Encoder`]
+//! directly. An object is made as a file in the folder for temporary files, and uploaded whole. A partial file is locked while it is written, so that two commands never write one output. An [`Encoder`]
 //! makes a [`Block`] of a group on any thread; a [`Sink`] appends blocks in order.
 
 use std::fs::{self, File};
@@ -10,9 +10,14 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::columns::{Columns, ColumnsError, Kind, RowGroup, Writer};
 use inferq_shared::job::Encoding;
+use tempfile::NamedTempFile;
+use tokio::runtime::Handle;
 
+use crate::address::Address;
+use crate::outage;
 use crate::outcome::Error;
 use crate::rows::{Rows, Tally};
 
@@ -23,6 +28,8 @@ pub enum Output {
     Stdout,
     /// A file.
     File(PathBuf),
+    /// An object in a bucket.
+    Object(Uri),
 }
 
 /// How rows are written.
@@ -41,7 +48,12 @@ impl FromStr for Output {
         match text {
             "" => Err("an output must be a path, or - for stdout".to_owned()),
             "-" => Ok(Self::Stdout),
-            path => Ok(Self::File(path.into())),
+            text => match Address::of(text) {
+                None => Ok(Self::File(text.into())),
+                Some(Ok(Address::File(path))) => Ok(Self::File(path)),
+                Some(Ok(Address::Object(uri))) => Ok(Self::Object(uri)),
+                Some(Err(why)) => Err(why),
+            },
         }
     }
 }
@@ -51,6 +63,7 @@ impl std::fmt::Display for Output {
         match self {
             Self::Stdout => formatter.write_str("stdout"),
             Self::File(path) => path.display().fmt(formatter),
+            Self::Object(uri) => uri.fmt(formatter),
         }
     }
 }
@@ -82,15 +95,25 @@ impl Output {
 
     /// The format that the name asks for.
     pub fn format(&self) -> Format {
-        match self {
-            Self::File(path) if path.extension().is_some_and(|extension| extension == "parquet") => Format::Parquet,
-            _ => Format::Jsonl,
-        }
+        if self.has_extension("parquet") { Format::Parquet } else { Format::Jsonl }
     }
 
     /// Whether the name asks for compressed lines.
     pub fn is_zstd(&self) -> bool {
-        matches!(self, Self::File(path) if path.extension().is_some_and(|extension| extension == "zst"))
+        self.has_extension("zst")
+    }
+
+    fn has_extension(&self, expected: &str) -> bool {
+        self.name().and_then(Path::extension).is_some_and(|extension| extension == expected)
+    }
+
+    /// The name that its ends are told from: a path, or that of an object without its bucket and folder.
+    pub fn name(&self) -> Option<&Path> {
+        match self {
+            Self::Stdout => None,
+            Self::File(path) => Some(path),
+            Self::Object(uri) => Some(Path::new(uri.name())),
+        }
     }
 
     /// An error of writing here.
@@ -103,7 +126,17 @@ impl Output {
 #[derive(Debug)]
 pub struct Reserved {
     output: Output,
-    place: Option<Place>,
+    place: Placed,
+}
+
+#[derive(Debug)]
+enum Placed {
+    /// Written where it goes.
+    Direct,
+    /// Renamed over what was there.
+    Beside(Place),
+    /// Made here first, then uploaded: an object appears whole.
+    Uploaded(Uri, NamedTempFile),
 }
 
 /// A file that is not yet in its place. Dropped before that, it leaves nothing.
@@ -122,28 +155,43 @@ impl Reserved {
     /// When another process is writing it, or its file can't be made.
     pub fn new(output: Output) -> Result<Self, Error> {
         output.check()?;
-        let place = match output.regular_file() {
-            None => None,
-            Some(path) => Some(Place::reserve(path).map_err(|error| refused(&output, error))?),
+        let place = match (&output, output.regular_file()) {
+            (Output::Object(uri), _) => {
+                Placed::Uploaded(uri.clone(), NamedTempFile::new().map_err(|error| output.error(error))?)
+            }
+            (_, None) => Placed::Direct,
+            (_, Some(path)) => Placed::Beside(Place::reserve(path).map_err(|error| refused(&output, error))?),
         };
         Ok(Self { output, place })
     }
 
     fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
         Ok(match (&self.place, &self.output) {
-            (Some(place), _) => Box::new(place.file.try_clone()?),
-            (None, Output::Stdout) => Box::new(io::stdout()),
-            (None, Output::File(path)) => Box::new(File::options().write(true).open(path)?),
+            (Placed::Beside(place), _) => Box::new(place.file.try_clone()?),
+            (Placed::Uploaded(_, file), _) => Box::new(file.as_file().try_clone()?),
+            (Placed::Direct, Output::File(path)) => Box::new(File::options().write(true).open(path)?),
+            (Placed::Direct, _) => Box::new(io::stdout()),
         })
     }
 
     /// Makes the output durable and puts it into its place.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// When the file can't be written, or the bucket refuses the object.
     pub fn finish(mut self) -> Result<(), Error> {
-        self.place.as_mut().map_or(Ok(()), Place::take).map_err(|error| self.output.error(error))
+        match &mut self.place {
+            Placed::Direct => Ok(()),
+            Placed::Beside(place) => place.take().map_err(|error| self.output.error(error)),
+            Placed::Uploaded(uri, file) => upload(uri, file.path()),
+        }
     }
+}
+
+/// Puts an object into its place, replacing what was there.
+fn upload(uri: &Uri, file: &Path) -> Result<(), Error> {
+    let buckets = Buckets::new();
+    outage::blocking(&Handle::current(), || buckets.upload(uri, file, |_| ()))?;
+    Ok(())
 }
 
 /// The error of an output that could not be reserved.

@@ -23,6 +23,7 @@ use self::rows::Rows;
 
 mod inputs;
 mod lines;
+mod object;
 mod parse;
 mod rows;
 

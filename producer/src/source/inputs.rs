@@ -1,6 +1,6 @@
 //! What `--input` names: files in order, their formats, and how their bytes are read.
 //!
-//! In: paths, patterns and `-`. Out: [`Origin`]s, which open as a stream of lines, decompressed where the name says so,
+//! In: paths, patterns, addresses of objects and `-`. Out: [`Origin`]s, which open as a stream of lines, decompressed where the name says so,
 //! or as a file. Whatever is read counts towards the progress. Nothing is opened before its turn.
 
 use std::fmt;
@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::bufread::MultiGzDecoder;
 use inferq_shared::packing::Packing;
 
+use super::object::Object;
 use super::{Format, SourceError};
+use crate::address::Address;
 
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 1 << 18;
@@ -23,6 +25,7 @@ const BUFFER_BYTES: usize = 1 << 18;
 pub(super) enum Origin {
     Stdin,
     File(PathBuf),
+    Object(Object),
 }
 
 impl Origin {
@@ -31,14 +34,16 @@ impl Origin {
         match self {
             Self::Stdin => "stdin".into(),
             Self::File(path) => path.display().to_string().into(),
+            Self::Object(object) => object.uri().to_string().into(),
         }
     }
 
-    /// Its size as it lies on the disk; `None` for what is no file.
+    /// Its size as it lies there; `None` for what can be read only once.
     pub(super) fn bytes(&self) -> Option<u64> {
         match self {
             Self::Stdin => None,
             Self::File(path) => path.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len()),
+            Self::Object(object) => Some(object.size()),
         }
     }
 
@@ -68,11 +73,11 @@ impl Origin {
 
     /// What its ends are told from; empty for what has no name.
     fn file_name(&self) -> String {
-        let name = match self {
-            Self::Stdin => None,
-            Self::File(path) => path.file_name(),
-        };
-        name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        match self {
+            Self::Stdin => String::new(),
+            Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            Self::Object(object) => object.uri().name().to_owned(),
+        }
     }
 
     /// Its bytes, decompressed; `read` counts those on the disk.
@@ -80,15 +85,17 @@ impl Origin {
     /// # Errors
     /// When it can't be opened.
     pub(super) fn lines(&self, read: &Arc<AtomicU64>) -> Result<Box<dyn BufRead + Send>, SourceError> {
-        let Self::File(path) = self else {
-            return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin())));
+        let inner: Box<dyn Read + Send> = match self {
+            Self::Stdin => return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()))),
+            Self::File(path) => Box::new(open(path)?),
+            Self::Object(object) => Box::new(object.reader()),
         };
-        let file = Counted { inner: open(path)?, read: read.clone() };
+        let bytes = Counted { inner, read: read.clone() };
         let buffered = |reader: Box<dyn Read + Send>| Box::new(BufReader::with_capacity(BUFFER_BYTES, reader));
         Ok(match self.packing() {
-            Packing::Plain => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
-            Packing::Gzip => buffered(Box::new(MultiGzDecoder::new(BufReader::new(file)))),
-            Packing::Zstd => buffered(Box::new(zstd::Decoder::new(file).map_err(|error| cant_open(path, &error))?)),
+            Packing::Plain => Box::new(BufReader::with_capacity(BUFFER_BYTES, bytes)),
+            Packing::Gzip => buffered(Box::new(MultiGzDecoder::new(BufReader::new(bytes)))),
+            Packing::Zstd => buffered(Box::new(zstd::Decoder::new(bytes).map_err(|e| cant_open(&self.name(), &e))?)),
         })
     }
 
@@ -100,7 +107,7 @@ impl Origin {
         match self {
             Self::File(path) if self.bytes().is_some() && self.packing() == Packing::Plain => open(path),
             _ => Err(SourceError::Unusable(format!(
-                "{} can't be read as Parquet, which is not read from its beginning: name an uncompressed file",
+                "{} can't be read as Parquet, which is not read from its beginning: name an uncompressed file on this machine",
                 self.name()
             ))),
         }
@@ -108,16 +115,16 @@ impl Origin {
 }
 
 fn open(path: &Path) -> Result<File, SourceError> {
-    File::open(path).map_err(|error| cant_open(path, &error))
+    File::open(path).map_err(|error| cant_open(&path.display(), &error))
 }
 
-fn cant_open(path: &Path, error: &io::Error) -> SourceError {
-    SourceError::Unusable(format!("can't open input {}: {error}", path.display()))
+fn cant_open(name: &dyn fmt::Display, error: &io::Error) -> SourceError {
+    SourceError::Unusable(format!("can't open input {name}: {error}"))
 }
 
-/// Counts what is read from a file.
+/// Counts what is read.
 struct Counted {
-    inner: File,
+    inner: Box<dyn Read + Send>,
     read: Arc<AtomicU64>,
 }
 
@@ -136,6 +143,13 @@ impl Read for Counted {
 pub(super) fn resolve(input: &str) -> Result<Vec<Origin>, SourceError> {
     if input == "-" {
         return Ok(vec![Origin::Stdin]);
+    }
+    if let Some(address) = Address::of(input) {
+        let address = address.map_err(|why| SourceError::Unusable(format!("input {input:?} {why}")))?;
+        return Ok(vec![match address {
+            Address::File(path) => Origin::File(path),
+            Address::Object(uri) => Origin::Object(Object::look(&uri)?),
+        }]);
     }
     let path = Path::new(input);
     if path.is_dir() {

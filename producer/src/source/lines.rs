@@ -10,6 +10,7 @@ use inferq_shared::job::Limits;
 use inferq_shared::job::line::{self, BadLine, Fields};
 use inferq_shared::packing::Packing;
 
+use super::object::is_of_bucket;
 use super::parse;
 use super::{Content, Entry, Place, ReadyJob, SourceError};
 
@@ -74,7 +75,7 @@ impl Lines {
     fn failed(&self, error: io::Error) -> SourceError {
         let (name, number) = (self.place.name.clone(), self.place.number);
         // What the decompressor refuses is no failure of the system.
-        if self.packing != Packing::Plain && error.raw_os_error().is_none() {
+        if self.packing != Packing::Plain && error.raw_os_error().is_none() && !is_of_bucket(&error) {
             return SourceError::Damaged(format!("{name} is cut short or damaged after line {number}: {error}"));
         }
         SourceError::Io { name, number, error }
