@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connect::{connect, failed, quoted_path, say, this_command};
 use crate::follow::Follower;
 use crate::ledger::{Answer, Counts, Ledger, LedgerError, Recorded, SharedLedger};
+use crate::outage::LOOK_AGAIN;
 use crate::outcome::{Error, Outcome};
 use crate::output::{OutputArgs, Target};
 use crate::pointer::{PointerError, Pointers};
@@ -62,8 +63,6 @@ const PULL: Pull = Pull { jobs: NonZeroUsize::new(1024).expect("1024 is not 0"),
 const LEASE: Duration = Duration::from_secs(5);
 /// Objects that are read at once.
 const FOLLOWING: usize = 16;
-/// Between two looks at a bucket that is down; each look lasts some seconds of its own.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pulls that are decoded at once.
 const DECODING: usize = 2;
 /// Pulls whose leases are being settled; no more are taken meanwhile.
@@ -129,11 +128,18 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     Ok(outcome)
 }
 
-/// Where results may be read: where the submission asked for them, and what the user allows besides.
+/// Where results may be read: where the submission asked for them, and what the user allows besides. Where jobs that came
+/// whole asked for them must be among that: their replies would be dead letters else.
 fn allowed(ledger: &Ledger, more: &[Uri]) -> Result<AllowList, Error> {
     let plan = ledger.plan()?;
     let asked = plan.as_ref().and_then(|plan| plan.parameters.get(REPLY_URI)?.as_str()?.parse().ok());
-    Ok(asked.into_iter().chain(more.iter().cloned()).collect())
+    let allowed: AllowList = asked.into_iter().chain(more.iter().cloned()).collect();
+    let denied = ledger.asked()?.into_iter().find(|prefix| allowed.check(prefix, "--allow-read").is_err());
+    denied.map_or(Ok(allowed), |prefix| {
+        let message =
+            format!("jobs of this submission have their results put beneath {prefix}: say --allow-read {prefix}");
+        Err(Error::Usage(message))
+    })
 }
 
 /// Writes the output from the best replies, and says on stderr what is in it. Every job has a reply by now; `before`

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use inferq_shared::bucket::Uri;
 use inferq_shared::job::JobId;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::confirmed::Confirmed;
 pub use self::replies::{Answer, Answered, Followed, Recorded, Selection};
 
+mod asked;
 mod confirmed;
 mod elsewhere;
 mod own_ids;
@@ -26,7 +28,7 @@ pub mod lookup;
 /// Marks a sqlite file as a ledger: "iqld".
 const APPLICATION_ID: i32 = 0x6971_6c64;
 /// The version of the tables below.
-const FORMAT: i32 = 3;
+const FORMAT: i32 = 4;
 
 const TABLES: &str = "
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -231,6 +233,7 @@ impl Ledger {
         transaction.execute_batch(TABLES)?;
         transaction.execute_batch(own_ids::TABLE)?;
         transaction.execute_batch(elsewhere::TABLE)?;
+        transaction.execute_batch(asked::TABLE)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()
@@ -291,6 +294,16 @@ impl Ledger {
     pub fn plan(&self) -> Result<Option<Plan>, LedgerError> {
         let plan = self.setting("plan").map_err(self.named())?;
         plan.map(|plan| serde_json::from_str(&plan).map_err(|_| LedgerError::NotALedger(self.path.clone()))).transpose()
+    }
+
+    /// The prefixes at which jobs that came whole ask for their results.
+    ///
+    /// # Errors
+    /// When the file can't be read, or holds what is no prefix.
+    pub fn asked(&self) -> Result<Vec<Uri>, LedgerError> {
+        let prefixes = asked::all(&self.connection).map_err(self.named())?;
+        let parsed = prefixes.iter().map(|prefix| prefix.parse());
+        parsed.collect::<Result<_, _>>().map_err(|_| LedgerError::NotALedger(self.path.clone()))
     }
 
     /// Begins the submission `id`, or goes on with the one that is there. Returns the submission's id.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use inferq_shared::broker::{Attributes, Message};
+use inferq_shared::bucket::Uri;
 use inferq_shared::job::{
     Encoding, Inputs, Item, Job, JobId, Limits, Metadata, Parameters, ReplyTo, VERSION, attribute,
 };
@@ -23,8 +24,8 @@ use crate::tokens::TokenCounter;
 /// How the input is read.
 #[derive(Debug, Clone, clap::Args)]
 pub struct InputArgs {
-    /// Files to read, in this order: paths, patterns in quotes ('in/*.jsonl'), or - for stdin.
-    #[arg(long, env = "INFERQ_INPUT", value_name = "PATH|PATTERN|-", required = true, num_args = 1..)]
+    /// What to read, in this order: paths, patterns in quotes ('in/*.jsonl'), objects (gs://, s3://), or - for stdin.
+    #[arg(long, env = "INFERQ_INPUT", value_name = "PATH|PATTERN|URI|-", required = true, num_args = 1..)]
     pub input: Vec<String>,
     /// The input's format; told from the file's extension when absent (.jsonl, .ndjson, .txt, .parquet). Lines may be
     /// compressed (.gz, .zst).
@@ -119,6 +120,29 @@ impl InputArgs {
         let fields = Fields { text, id, hint: "; --text-field names another one" };
         let columns = Columns { input: self.column.clone(), id: self.id_column.clone() };
         Ok(Source::new(&self.input, Reading { format: self.format, fields, columns })?)
+    }
+
+    /// The one object that is read, if it is one.
+    ///
+    /// # Errors
+    /// When there are several inputs, an address among them, or the address names no object.
+    pub fn object(&self) -> Result<Option<Uri>, Error> {
+        let is_address = |input: &&String| input.contains("://");
+        match &self.input[..] {
+            [input] if is_address(&input) => {
+                let uri = Uri::parse(input).map_err(|why| Error::Usage(format!("input {input:?} {why}")))?;
+                if uri.is_prefix() {
+                    return Err(Error::Usage(format!("input {uri} names a folder: name one object")));
+                }
+                Ok(Some(uri))
+            }
+            inputs => match inputs.iter().find(is_address) {
+                Some(uri) => {
+                    Err(Error::Usage(format!("input {uri:?} must be the only one: each object is a job of its own")))
+                }
+                None => Ok(None),
+            },
+        }
     }
 
     /// The one file that is read, if it is one: what a ledger can be named after.

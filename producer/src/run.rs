@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use inferq_shared::broker::{Broker, BrokerUrl, QueueOptions};
+use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::job::Encoding;
 use inferq_shared::telemetry;
 use inferq_worker::config::{Cli, Config, EngineKind};
@@ -55,6 +56,13 @@ pub struct Args {
     keep: bool,
     #[command(flatten)]
     job: JobArgs,
+    /// Let jobs of --format jobs read inputs beneath this prefix, like gs://bucket/texts/. Can be given more than once.
+    #[arg(long, env = "INFERQ_ALLOW_READ", value_name = "PREFIX", value_delimiter = ',')]
+    allow_read: Vec<Uri>,
+    /// Let jobs of --format jobs have results put beneath this prefix, from where they are read again. Can be given more
+    /// than once.
+    #[arg(long, env = "INFERQ_ALLOW_WRITE", value_name = "PREFIX", value_delimiter = ',')]
+    allow_write: Vec<Uri>,
     /// What runs the batches; echo needs no model and answers with made-up vectors, for dry runs.
     #[arg(long, env = "INFERQ_ENGINE", value_enum, default_value = "burn")]
     engine: EngineKind,
@@ -86,7 +94,8 @@ const DRAIN_LIMIT_S: &str = "5";
 pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> {
     let started = Instant::now();
     let files = Files::of(&args)?;
-    let target = args.output.target()?;
+    let pointers = Pointers::new(Buckets::new(), args.allow_write.iter().cloned().collect());
+    let target = args.output.target()?.reading(pointers.clone());
     let url = BrokerUrl::sqlite(std::path::absolute(&files.queue).map_err(|e| Error::io("the queue's file", e))?);
     let config = worker_config(&args, &url)?;
     args.job.check_for(args.input.format)?;
@@ -106,7 +115,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
         let telemetry = telemetry::install(&args.log).map_err(|error| Error::Usage(format!("--log: {error}")))?;
         let broker = connect(&url).await?;
         prepare(&broker, &url).await?;
-        let line = Line { broker: &broker, url: &url, ledger: &ledger, submission, recipe };
+        let line = Line { broker: &broker, url: &url, ledger: &ledger, submission, recipe, pointers };
         let worked = line.run(input, config, Health::new(telemetry), args.health, &mut follower, &stop).await;
         broker.close().await;
         worked?;
@@ -128,6 +137,9 @@ fn worker_config(args: &Args, url: &BrokerUrl) -> Result<Config, Error> {
     flag("--queue", url.to_string().as_ref());
     flag("--device", args.device.as_ref());
     flag("--engine", if args.engine == EngineKind::Echo { "echo" } else { "burn" }.as_ref());
+    for (name, prefixes) in [("--allow-read", &args.allow_read), ("--allow-write", &args.allow_write)] {
+        prefixes.iter().for_each(|prefix| flag(name, prefix.to_string().as_ref()));
+    }
     if let Some(model) = &args.model {
         flag("--model", model);
     }
@@ -155,6 +167,7 @@ struct Line<'a> {
     ledger: &'a SharedLedger,
     submission: String,
     recipe: Recipe,
+    pointers: Pointers,
 }
 
 impl Line<'_> {
@@ -217,7 +230,7 @@ impl Line<'_> {
             submitted.send_replace(true);
             Ok(())
         };
-        let (broker, ledger, pointers) = (self.broker, self.ledger, &Pointers::none());
+        let (broker, ledger, pointers) = (self.broker, self.ledger, &self.pointers);
         let collector = Collector { broker, route: &route, ledger, pointers, progress: &progress };
         let collecting = collector.receive_all(complete, None, follower, stop);
         tokio::try_join!(submitting, collecting).map(|_| ()).map_err(|error| match error {

@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::check::CheckedInput;
 
+use self::claim::Large;
 use self::reader::{Group, read};
-use crate::connect::{absolute, connect, failed, print, quoted_path, say};
+use crate::connect::{absolute, connect, failed, print, quoted, quoted_path, say};
 use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::progress::{Progress, Tally, Total, grouped};
@@ -45,8 +46,8 @@ pub struct Args {
     queue: Option<BrokerUrl>,
     #[command(flatten)]
     input: InputArgs,
-    /// Remembers what was confirmed, so that the same command goes on after a crash. Default: <input>.ledger.db;
-    /// required for stdin, patterns and several files.
+    /// Remembers what was confirmed, so that the same command goes on after a crash. Default: <input>.ledger.db, for an
+    /// object in this directory; required for stdin, patterns and several files.
     #[arg(long, env = "INFERQ_LEDGER", value_name = "FILE")]
     ledger: Option<PathBuf>,
     #[command(flatten)]
@@ -163,15 +164,18 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     };
     let recipe = recipe.counting(tokens);
     // What can't be used as input is told before a queue is looked for.
-    args.input.source()?;
+    let large = Large::of(&args)?;
+    if !matches!(large, Some(Large::There(_))) {
+        args.input.source()?;
+    }
     let path = ledger_path(&args)?;
     let queue = absolute(queue)?;
     let broker = connect(&queue).await?;
     broker.status(&queue.queues.jobs).await.map_err(|error| failed(&queue, error))?;
 
     let plan = Plan { queue: queue.to_string(), parameters: recipe.compared(&args.input) };
-    if let Some(to) = &args.to {
-        let claimed = claim::submit(&args, to, (&broker, &queue), (recipe, plan), &path, &stop).await;
+    if let Some(large) = large {
+        let claimed = claim::submit(&args, &large, (&broker, &queue), (recipe, plan), &path, &stop).await;
         broker.close().await;
         return claimed;
     }
@@ -192,11 +196,11 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     });
     let published = published.await;
     progress.finish();
-    let counts = work.ledger.with(|ledger| ledger.counts());
+    let (counts, asked) = work.ledger.with(|ledger| (ledger.counts(), ledger.asked()));
     let Submission { submission, .. } = work;
     broker.close().await;
     let published = published.map_err(|error| with_the_way_on(error, counts))?;
-    report(&submission, counts, published, &path)
+    report(&submission, (counts, &asked?), published, &path)
 }
 
 /// A submission that has begun or goes on: its ledger, its id, and an input that may be published.
@@ -244,10 +248,16 @@ fn with_the_way_on(error: Error, counts: Counts) -> Error {
     }
 }
 
-fn report(submission: &str, counts: Counts, published: Published, path: &Path) -> Result<Outcome, Error> {
+fn report(
+    submission: &str,
+    (counts, asked): (Counts, &[Uri]),
+    published: Published,
+    path: &Path,
+) -> Result<Outcome, Error> {
+    let allow: String = asked.iter().map(|prefix| format!(" --allow-read {}", quoted(&prefix.to_string()))).collect();
     print(&format!(
         "submission {submission}: {} items in {} jobs, {} of them published now\ncollect with: inferq collect --ledger {} \
-         --output {}\n",
+         --output {}{allow}\n",
         grouped(counts.entries - counts.bad),
         grouped(counts.jobs),
         grouped(published.jobs),
@@ -263,7 +273,8 @@ fn report(submission: &str, counts: Counts, published: Published, path: &Path) -
 }
 
 fn ledger_path(args: &Args) -> Result<PathBuf, Error> {
-    match (&args.ledger, args.input.single_file()) {
+    let object = args.input.object()?;
+    match (&args.ledger, args.input.single_file().or(object.as_ref().map(Uri::name))) {
         (Some(path), _) => Ok(path.clone()),
         (None, Some(input)) => Ok(format!("{input}.ledger.db").into()),
         (None, None) => {

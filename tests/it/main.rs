@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets what it does not expect should stop there")]
 
+mod addresses;
 mod assets;
 mod bad_input;
 mod buckets;

@@ -18,7 +18,7 @@ use inferq_tests::process::command;
 
 use crate::producer::{Done, Place, Responder, answer, ids, inferq, jsonl, refusal, rows, words};
 
-fn inferq_at(store: &Store, arguments: &[&str]) -> Done {
+pub(crate) fn inferq_at(store: &Store, arguments: &[&str]) -> Done {
     let variables = store.variables().iter().cloned();
     command("inferq").args(arguments).envs(variables).stdin(Stdio::null()).output().unwrap().into()
 }

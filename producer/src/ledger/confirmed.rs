@@ -3,11 +3,11 @@
 //! In: chunks in input order. Out: whether a chunk is confirmed, and the refusal of one that is not what it was. Of a
 //! chunk it keeps a digest, its items' ids and its bad lines; no texts.
 
-use inferq_shared::job::Inputs;
+use inferq_shared::job::{Inputs, ReplyTo};
 use inferq_shared::reply::ReplyError;
 use rusqlite::{ErrorCode, OptionalExtension, params};
 
-use super::{Counts, Ledger, LedgerError, elsewhere, own_ids};
+use super::{Counts, Ledger, LedgerError, asked, elsewhere, own_ids};
 use crate::chunk::{Chunk, ChunkDigest, Work};
 
 /// What the ledger keeps of a chunk whose job is confirmed.
@@ -22,6 +22,8 @@ pub struct Confirmed {
     bad: Vec<(u64, Option<String>, ReplyError)>,
     own_id: Option<String>,
     elsewhere: bool,
+    /// Where the job asks for its results, if it came whole.
+    asked: Option<String>,
 }
 
 impl Confirmed {
@@ -42,13 +44,15 @@ impl Confirmed {
                 Work::Items(_) => None,
             },
             elsewhere: matches!(&chunk.work, Work::Job(ready) if matches!(ready.job.inputs, Inputs::Uri(_))),
+            asked: asked_by(&chunk.work),
         }
     }
 
     /// What is kept of the one job of a submission whose items lie in a bucket; `digest` is of those.
     pub fn claim(digest: ChunkDigest, place: String) -> Self {
         let (number, first, items) = (0, 0, 1);
-        Self { number, first, items, digest, place, ids: None, bad: Vec::new(), own_id: None, elsewhere: true }
+        let (ids, bad, own_id, asked) = (None, Vec::new(), None, None);
+        Self { number, first, items, digest, place, ids, bad, own_id, elsewhere: true, asked }
     }
 
     /// The chunk's number.
@@ -125,6 +129,9 @@ impl Ledger {
             if chunk.elsewhere {
                 elsewhere::insert(&transaction, chunk.number)?;
             }
+            if let Some(prefix) = &chunk.asked {
+                asked::insert(&transaction, prefix)?;
+            }
             added.chunks += 1;
             added.jobs += u64::from(chunk.items > 0);
             added.entries += chunk.rows();
@@ -151,6 +158,16 @@ impl Ledger {
         self.connection.execute(insert, [chunks.to_string()]).map_err(self.named())?;
         self.counts.complete = true;
         Ok(())
+    }
+}
+
+fn asked_by(work: &Work) -> Option<String> {
+    match work {
+        Work::Job(ready) => match &ready.job.reply_to {
+            Some(ReplyTo::Bucket { prefix, .. }) => Some(prefix.clone()),
+            _ => None,
+        },
+        Work::Items(_) => None,
     }
 }
 

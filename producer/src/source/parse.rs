@@ -3,8 +3,9 @@
 //! In: the bytes of a line without its end, the limits. Out: a [`Job`], or a [`BadLine`] that says what is wrong and keeps
 //! the job's id where it could be read. Nothing of this crate is named here, so that the fuzzer can take the file alone.
 
+use inferq_shared::bucket::Uri;
 use inferq_shared::job::line::BadLine;
-use inferq_shared::job::{Job, Limits};
+use inferq_shared::job::{Job, Limits, ReplyTo};
 use inferq_shared::reply::ReplyError;
 
 /// A line that is a whole job of the wire format.
@@ -15,11 +16,21 @@ pub(super) fn job(line: &[u8], limits: &Limits) -> Result<Job, BadLine> {
     let bad = |id: Option<String>, code: &str, message: String| BadLine { id, error: ReplyError::new(code, message) };
     let job = Job::decode(line.trim_ascii(), limits)
         .map_err(|error| bad(error.id.map(|id| id.to_string()), error.kind.code(), error.message))?;
-    if job.reply_to.is_some() {
-        let message = "reply_to: the reply would not come to this submission: leave it out";
-        return Err(bad(Some(job.id.to_string()), "invalid", message.to_owned()));
+    match refused(job.reply_to.as_ref()) {
+        Some(why) => Err(bad(Some(job.id.to_string()), "invalid", why)),
+        None => Ok(job),
     }
-    Ok(job)
+}
+
+/// Why a job can't ask for its reply there, if it can't. Results in a bucket are well: what points at them comes to the
+/// submission all the same.
+fn refused(reply_to: Option<&ReplyTo>) -> Option<String> {
+    match reply_to? {
+        ReplyTo::Queue(_) => {
+            Some("reply_to.queue: the reply would not come to this submission: leave it out".to_owned())
+        }
+        ReplyTo::Bucket { prefix, .. } => Uri::parse(prefix).err().map(|why| format!("reply_to.uri {why}")),
+    }
 }
 
 #[cfg(test)]

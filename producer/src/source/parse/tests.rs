@@ -13,14 +13,22 @@ proptest! {
 }
 
 #[test]
-fn a_job_is_the_wire_format_s_and_says_nothing_of_its_reply() {
+fn a_job_is_the_wire_format_s_and_its_reply_comes_to_its_submission() {
     let read = job(br#" {"version":1,"id":"a","inputs":["x"],"later":true} "#, &Limits::default()).expect("a job");
     assert_eq!((read.id.as_str(), read.items()), ("a", 1));
+    let elsewhere = br#"{"version":1,"id":"a","inputs":["x"],"reply_to":{"uri":"gs://bucket/out/"}}"#;
+    assert!(job(elsewhere, &Limits::default()).is_ok());
     for (line, id, code, part) in [
         (r#"{"version":1,"id":"a","inputs":[]}"#, Some("a"), "invalid", "inputs"),
         (r#"{"version":9,"id":"a","inputs":["x"]}"#, Some("a"), "unsupported_version", "9"),
         (r#"{"version":1,"inputs":["x"]}"#, None, "invalid", "id is missing"),
-        (r#"{"version":1,"id":"a","inputs":["x"],"reply_to":{"queue":"q"}}"#, Some("a"), "invalid", "reply_to"),
+        (r#"{"version":1,"id":"a","inputs":["x"],"reply_to":{"queue":"q"}}"#, Some("a"), "invalid", "reply_to.queue"),
+        (
+            r#"{"version":1,"id":"a","inputs":["x"],"reply_to":{"uri":"https://h/"}}"#,
+            Some("a"),
+            "invalid",
+            "reply_to.uri",
+        ),
         ("nonsense", None, "malformed", "JSON object"),
     ] {
         let bad = job(line.as_bytes(), &Limits::default()).expect_err("no job");
