@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use self::work::{Sample, Work};
+use self::work::{Sample, Waiting, Work};
 use crate::connect::{connect, failed, print};
 use crate::outcome::{Error, Outcome};
 use crate::paint::Paint;
@@ -56,6 +56,8 @@ pub struct Reading {
     pub delayed: Option<u64>,
     /// The age of the oldest message, in seconds.
     pub oldest_s: Option<f64>,
+    /// Tokens of the waiting messages, or about so many; only of queues that workers take from.
+    pub tokens: Option<u64>,
 }
 
 /// The routes of all submissions together.
@@ -83,7 +85,7 @@ pub struct Worker {
 pub struct Overview {
     /// The queue's address.
     pub queue: String,
-    /// Jobs, dead letters, default results.
+    /// Jobs, shards, dead letters, default results.
     pub queues: Vec<Reading>,
     /// The submissions' routes; absent where queues can't be listed.
     pub routes: Option<Routes>,
@@ -93,6 +95,8 @@ pub struct Overview {
     pub work: Work,
 }
 
+/// The queues that workers take from.
+const TAKEN: [&str; 2] = ["jobs", "shards"];
 /// Clears a terminal.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
@@ -133,14 +137,19 @@ fn json(overview: &Overview) -> String {
 /// When a queue is absent or the broker can't be reached.
 pub async fn overview(broker: &Broker, url: &BrokerUrl) -> Result<Overview, Error> {
     let named = |error| failed(url, error);
-    let queues = read(broker, url).await?;
+    let mut queues = read(broker, url).await?;
     let routes = routes(broker, url).await.map_err(named)?;
     let workers = workers(broker, &url.queues.jobs).await.map_err(named)?;
-    let sample = sample(broker, &url.queues.jobs).await.map_err(named)?;
-    let waiting = queues.first().and_then(|jobs| jobs.waiting);
     let presences: Option<Vec<_>> =
         workers.as_ref().map(|workers| workers.iter().map(|worker| worker.presence.clone()).collect());
-    let work = Work::estimate(waiting, sample, presences.as_deref());
+    let mut waiting = Vec::new();
+    for reading in queues.iter_mut().filter(|reading| TAKEN.contains(&reading.role)) {
+        let sample = sample(broker, &reading.queue).await.map_err(named)?;
+        let queue = Waiting { messages: reading.waiting, sample };
+        reading.tokens = queue.tokens(presences.as_deref().unwrap_or_default()).0;
+        waiting.push(queue);
+    }
+    let work = Work::estimate(&waiting, presences.as_deref());
     Ok(Overview { queue: url.to_string(), queues, routes, workers, work })
 }
 
@@ -167,7 +176,7 @@ pub async fn read(broker: &Broker, url: &BrokerUrl) -> Result<Vec<Reading>, Erro
 impl Reading {
     fn new(role: &'static str, queue: String, status: QueueStatus) -> Self {
         let QueueStatus { waiting, leased, delayed, oldest } = status;
-        Self { role, queue, waiting, leased, delayed, oldest_s: oldest.map(|age| age.as_secs_f64()) }
+        Self { role, queue, waiting, leased, delayed, oldest_s: oldest.map(|age| age.as_secs_f64()), tokens: None }
     }
 
     fn add(&mut self, other: &QueueStatus) {
@@ -243,12 +252,19 @@ pub fn table(readings: &[Reading], paint: Paint) -> String {
     let number = |number: Option<u64>| number.map_or("-".to_owned(), grouped);
     let age = |age: Option<f64>| age.map_or("-".to_owned(), |age| duration(Duration::from_secs_f64(age.max(0.0))));
     let width = readings.iter().map(|reading| reading.queue.len()).max().unwrap_or(0).max("queue".len());
-    let heading = format!("{:width$} {:>12} {:>12} {:>12} {:>14}", "queue", "waiting", "leased", "delayed", "oldest");
+    let heading = format!(
+        "{:width$} {:>12} {:>12} {:>12} {:>14} {:>12}",
+        "queue", "waiting", "leased", "delayed", "oldest", "tokens"
+    );
     let mut text = paint.heading(&heading) + "\n";
     for reading in readings {
-        let Reading { role, queue, waiting, leased, delayed, oldest_s } = reading;
+        let Reading { role, queue, waiting, leased, delayed, oldest_s, tokens } = reading;
         let (shown, leased, delayed) = (number(*waiting), number(*leased), number(*delayed));
-        let line = format!("{queue:width$} {shown:>12} {leased:>12} {delayed:>12} {:>14}", age(*oldest_s));
+        let line = format!(
+            "{queue:width$} {shown:>12} {leased:>12} {delayed:>12} {:>14} {:>12}",
+            age(*oldest_s),
+            number(*tokens)
+        );
         let alarm = *role == "dead" && waiting.is_some_and(|waiting| waiting > 0);
         text += &if alarm { paint.bad(&line) } else { line };
         text.push('\n');
@@ -305,10 +321,11 @@ mod tests {
             leased: None,
             delayed: Some(0),
             oldest_s: Some(61.5),
+            tokens: Some(7),
         };
         let table = table(&[reading], Paint::new(When::Never));
         let words: Vec<_> = table.lines().nth(1).expect("a line").split_whitespace().collect();
-        assert_eq!(words, ["jobs.results", "1,234", "-", "0", "1", "min", "1", "s"]);
+        assert_eq!(words, ["jobs.results", "1,234", "-", "0", "1", "min", "1", "s", "7"]);
     }
 
     #[test]

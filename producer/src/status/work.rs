@@ -19,6 +19,15 @@ pub struct Sample {
     pub tokens: u64,
 }
 
+/// Messages of one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many wait; absent where the broker can't tell.
+    pub messages: Option<u64>,
+    /// The first of them.
+    pub sample: Sample,
+}
+
 /// What waits, measured in work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Work {
@@ -35,9 +44,11 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of so many waiting messages. `None`: the broker can't tell.
-    pub fn estimate(waiting: Option<u64>, sample: Sample, workers: Option<&[Presence]>) -> Self {
-        let (tokens_waiting, exact) = tokens(waiting, sample, workers.unwrap_or_default());
+    /// Of the messages that wait in these queues together.
+    pub fn estimate(queues: &[Waiting], workers: Option<&[Presence]>) -> Self {
+        let each: Vec<_> = queues.iter().map(|queue| queue.tokens(workers.unwrap_or_default())).collect();
+        let tokens_waiting = each.iter().map(|(tokens, _)| *tokens).sum();
+        let exact = each.iter().all(|(_, exact)| *exact);
         let live: Vec<_> = workers.unwrap_or_default().iter().filter(|worker| worker.takes_jobs()).collect();
         let speeds: Vec<_> =
             live.iter().filter_map(|worker| worker.tokens_per_s).filter(|speed| *speed > 0.0).collect();
@@ -48,7 +59,7 @@ impl Work {
             _ => None,
         };
         let reasons = [
-            (waiting.is_none(), "this broker can't tell how many messages wait"),
+            (queues.iter().any(|queue| queue.messages.is_none()), "this broker can't tell how many messages wait"),
             (workers.is_none(), "this broker keeps no word of the workers"),
             (live.is_empty(), "no worker takes jobs"),
             (speeds.is_empty(), "no worker has run a batch yet"),
@@ -76,28 +87,35 @@ impl Work {
     }
 }
 
-/// Tokens that wait, and whether that is a sum.
-fn tokens(waiting: Option<u64>, sample: Sample, workers: &[Presence]) -> (Option<u64>, bool) {
-    let Some(waiting) = waiting else { return (None, false) };
-    if waiting == 0 {
-        return (Some(0), true);
+impl Waiting {
+    /// Tokens that wait, and whether that is a sum.
+    pub fn tokens(&self, workers: &[Presence]) -> (Option<u64>, bool) {
+        let Self { messages, sample } = self;
+        let Some(waiting) = *messages else { return (None, false) };
+        if waiting == 0 {
+            return (Some(0), true);
+        }
+        if sample.labelled > 0 {
+            let exact = sample.messages >= waiting && sample.labelled == sample.messages;
+            let mean = sample.tokens as f64 / sample.labelled as f64;
+            return (Some(if exact { sample.tokens } else { (mean * waiting as f64).round() as u64 }), exact);
+        }
+        // What the workers hold is the next best sample.
+        let (tokens, jobs) = workers
+            .iter()
+            .fold((0, 0), |(tokens, jobs), worker| (tokens + worker.tokens_in_flight, jobs + worker.jobs_in_flight));
+        let mean = tokens as f64 / jobs as f64;
+        ((jobs > 0).then(|| (mean * waiting as f64).round() as u64), false)
     }
-    if sample.labelled > 0 {
-        let exact = sample.messages >= waiting && sample.labelled == sample.messages;
-        let mean = sample.tokens as f64 / sample.labelled as f64;
-        return (Some(if exact { sample.tokens } else { (mean * waiting as f64).round() as u64 }), exact);
-    }
-    // What the workers hold is the next best sample.
-    let (tokens, jobs) = workers
-        .iter()
-        .fold((0, 0), |(tokens, jobs), worker| (tokens + worker.tokens_in_flight, jobs + worker.jobs_in_flight));
-    let mean = tokens as f64 / jobs as f64;
-    ((jobs > 0).then(|| (mean * waiting as f64).round() as u64), false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of(messages: Option<u64>, sample: Sample) -> Waiting {
+        Waiting { messages, sample }
+    }
 
     fn worker(state: &str, tokens_per_s: Option<f64>) -> Presence {
         Presence {
@@ -118,17 +136,20 @@ mod tests {
     fn seconds_are_tokens_over_the_speed_of_the_workers_that_take_jobs() {
         let sample = Sample { messages: 10, labelled: 10, tokens: 500 };
         let workers = [worker("ready", Some(30.0)), worker("ready", Some(20.0)), worker("draining", Some(99.0))];
-        let all = Work::estimate(Some(10), sample, Some(&workers));
+        let all = Work::estimate(&[of(Some(10), sample)], Some(&workers));
         assert_eq!((all.tokens_waiting, all.exact, all.seconds), (Some(500), true, Some(10.0)));
         assert_eq!(all.sentence(), "work waiting: 10 s (500 tokens wait; the workers compute 50 tokens/s)");
-        let more = Work::estimate(Some(100), sample, Some(&workers));
+        let more = Work::estimate(&[of(Some(100), sample)], Some(&workers));
         assert_eq!((more.tokens_waiting, more.exact, more.seconds), (Some(5000), false, Some(100.0)));
+        let shards = Sample { messages: 2, labelled: 2, tokens: 1000 };
+        let both = Work::estimate(&[of(Some(10), sample), of(Some(2), shards)], Some(&workers));
+        assert_eq!((both.tokens_waiting, both.exact, both.seconds), (Some(1500), true, Some(30.0)));
     }
 
     #[test]
     fn what_the_workers_hold_stands_in_for_messages_that_say_nothing() {
         let busy = Presence { jobs_in_flight: 4, tokens_in_flight: 40, ..worker("ready", Some(5.0)) };
-        let work = Work::estimate(Some(7), Sample { messages: 7, ..Sample::default() }, Some(&[busy]));
+        let work = Work::estimate(&[of(Some(7), Sample { messages: 7, ..Sample::default() })], Some(&[busy]));
         assert_eq!((work.tokens_waiting, work.exact, work.seconds), (Some(70), false, Some(14.0)));
     }
 
@@ -144,11 +165,11 @@ mod tests {
             (Some(1), sample, Some(vec![worker("ready", None)]), "no worker has run a batch yet"),
             (Some(1), none, Some(vec![worker("ready", Some(1.0))]), "don't say how many tokens"),
         ] {
-            let work = Work::estimate(waiting, sample, workers.as_deref());
+            let work = Work::estimate(&[of(waiting, sample)], workers.as_deref());
             assert_eq!(work.seconds, None, "{reason}");
             assert!(work.sentence().contains(reason), "{}: {reason}", work.sentence());
         }
-        let idle = Work::estimate(Some(0), Sample::default(), Some(&[]));
+        let idle = Work::estimate(&[of(Some(0), Sample::default())], Some(&[]));
         assert_eq!((idle.seconds, idle.unknown), (Some(0.0), None));
     }
 }

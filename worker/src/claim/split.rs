@@ -185,6 +185,8 @@ fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {
         (attribute::JOB_ID.to_owned(), shard.id().to_string()),
         (attribute::PARENT.to_owned(), shard.parent.to_string()),
         (attribute::ITEMS.to_owned(), shard.items.to_string()),
+        // As producers estimate them: bytes / 4.
+        (attribute::TOKENS.to_owned(), (shard.to - shard.from).div_ceil(4).to_string()),
         (attribute::PUBLISHED_AT.to_owned(), published.to_owned()),
     ]);
     let passed_on =
