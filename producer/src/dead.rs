@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use inferq_shared::broker::{Broker, BrokerUrl};
+use inferq_shared::job::attribute;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -288,6 +289,9 @@ fn described(letter: &Letter, now: Timestamp, paint: Paint) -> String {
     fact("attempts", or_dash(letter.attempts.map(|attempts| attempts.to_string())));
     fact("when", letter.at.map_or("-".to_owned(), |at| format!("{at} ({})", when(letter, now))));
     fact("from", or_dash(letter.queue.as_deref().map(safe)));
+    if let Some(parent) = letter.message.attributes.get(attribute::PARENT) {
+        fact("parent", format!("{}, which stays open until this shard is redriven", safe(parent)));
+    }
     fact("bytes", grouped(letter.message.body.len() as u64));
     for (name, value) in &letter.message.attributes {
         fact("attribute", format!("{}: {}", safe(name), safe(value)));

@@ -303,6 +303,7 @@ async fn a_dead_lettered_shard_leaves_its_parent_open_until_it_is_redriven() {
     let show =
         command("inferq").args(["dead", "show", "blocked.00001", "--queue", &bench.queue.url()]).output().unwrap();
     assert!(String::from_utf8_lossy(&show.stdout).contains("inferq-parent: blocked\n"), "{show:?}");
+    assert!(String::from_utf8_lossy(&show.stdout).contains("parent     blocked, which stays open"), "{show:?}");
     std::fs::remove_file(bench.path("out/blocked/part-000")).unwrap();
     let redriven = command("inferq").args(["dead", "redrive", "--queue", &bench.queue.url()]).output().unwrap();
     assert!(redriven.status.success(), "{redriven:?}");
