@@ -6,11 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use inferq_shared::broker::BrokerUrl;
+use inferq_shared::bucket::{AllowList, Buckets, Uri};
+use inferq_shared::job::{Inputs, Job, ReplyTo};
 use inferq_shared::reply::{Reply, ReplyError, Timings};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use self::logs::{Line, Lines};
+use self::parts::Parts;
 use self::places::{Place, Search};
 use crate::connect::{connect, failed, print};
 use crate::ledger::Ledger;
@@ -18,9 +21,11 @@ use crate::ledger::lookup::Found;
 use crate::outcome::{Error, Outcome};
 use crate::paint::Paint;
 use crate::progress::grouped;
+use crate::recipe::REPLY_URI;
 use crate::shown;
 
 mod logs;
+mod parts;
 mod places;
 mod text;
 
@@ -39,6 +44,10 @@ pub struct Args {
     /// Log files of workers, as JSON: what they write when stderr is no terminal.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     logs: Vec<PathBuf>,
+    /// Look for the parts of a split job beneath this prefix too, like gs://bucket/results/. What `submit --reply-uri` or
+    /// `--to` asked for is looked at already. Can be given more than once.
+    #[arg(long, env = "INFERQ_ALLOW_READ", value_name = "PREFIX", value_delimiter = ',')]
+    allow_read: Vec<Uri>,
     /// Write JSON: one object.
     #[arg(long)]
     json: bool,
@@ -57,6 +66,8 @@ struct Explanation {
     verdict: String,
     published: Option<Published>,
     places: Vec<Place>,
+    /// Which parts of a split job are in its bucket.
+    parts: Option<Parts>,
     log: Vec<Line>,
     reply: Option<Answer>,
     /// What could not be looked at, and why.
@@ -107,7 +118,7 @@ pub async fn explain(args: Args, paint: Paint, stop: CancellationToken) -> Resul
         return Err(Error::Usage(message.to_owned()));
     }
     let mut explanation = Explanation { id: args.id.clone(), ..Explanation::default() };
-    let queue = explanation.look_into_ledger(args.ledger.as_deref())?;
+    let (queue, asked) = explanation.look_into_ledger(args.ledger.as_deref())?;
     // Without a ledger only <job id>/<index> tells the job of an item.
     let job = explanation.job.clone().unwrap_or_else(|| {
         let index = args.id.rsplit_once('/').filter(|(_, index)| index.bytes().all(|byte| byte.is_ascii_digit()));
@@ -117,7 +128,11 @@ pub async fn explain(args: Args, paint: Paint, stop: CancellationToken) -> Resul
     tokio::select! {
         biased;
         () = stop.cancelled() => return Err(Error::Interrupted("interrupted".to_owned())),
-        looked = explanation.look_at_queue(args.queue.or(queue), &job) => looked?,
+        looked = async {
+            let shard = explanation.look_at_queue(args.queue.or(queue), &job).await?;
+            explanation.look_for_parts(&asked, &args.allow_read, &job, shard).await;
+            Ok::<_, Error>(())
+        } => looked?,
     }
     tokio::task::block_in_place(|| explanation.read_logs(&args.logs, &job));
     explanation.conclude(job);
@@ -133,34 +148,37 @@ pub async fn explain(args: Args, paint: Paint, stop: CancellationToken) -> Resul
 }
 
 impl Explanation {
-    /// Returns the queue that the submission went to.
-    fn look_into_ledger(&mut self, path: Option<&Path>) -> Result<Option<BrokerUrl>, Error> {
+    /// Returns the queue that the submission went to, and where it asked for results.
+    fn look_into_ledger(&mut self, path: Option<&Path>) -> Result<(Option<BrokerUrl>, Option<Uri>), Error> {
         let Some(path) = path else {
             self.not_seen.push("the ledger: name it with --ledger".to_owned());
-            return Ok(None);
+            return Ok((None, None));
         };
         let ledger = match Ledger::look_into(path) {
             Ok(ledger) => ledger,
             Err(error @ crate::ledger::LedgerError::Locked(_)) => {
                 self.not_seen.push(error.to_string());
-                return Ok(None);
+                return Ok((None, None));
             }
             Err(error) => return Err(error.into()),
         };
-        let queue = ledger.plan()?.and_then(|plan| plan.queue.parse().ok());
+        let plan = ledger.plan()?;
+        let queue = plan.as_ref().and_then(|plan| plan.queue.parse().ok());
+        let asked = plan.as_ref().and_then(|plan| plan.parameters.get(REPLY_URI)?.as_str()?.parse().ok());
         if let Some(found) = ledger.look_up(&self.id)? {
             self.job = Some(found.answered.job.to_string());
             self.item = found.item;
             self.reply = Answer::of(&found);
             self.published = Some(Published::new(path, found));
         }
-        Ok(queue)
+        Ok((queue, asked))
     }
 
-    async fn look_at_queue(&mut self, url: Option<BrokerUrl>, job: &str) -> Result<(), Error> {
+    /// Returns one of the job's shards, if there is one.
+    async fn look_at_queue(&mut self, url: Option<BrokerUrl>, job: &str) -> Result<Option<Job>, Error> {
         let Some(url) = url else {
             self.not_seen.push("the queue: name it with --queue".to_owned());
-            return Ok(());
+            return Ok(None);
         };
         let broker = connect(&url).await?;
         let found = Search::run(&broker, &url.queues, job).await;
@@ -173,10 +191,27 @@ impl Explanation {
                         format!("none of the {} messages in the queues is about it", grouped(search.looked_at));
                     self.not_seen.push(looked);
                 }
+                return Ok(search.shard);
             }
             None => self.not_seen.push(format!("the queue {url}: this kind can't be looked at without leasing")),
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Looks where the job's results are asked for: by the ledger's word, or by that of a shard, who may be anybody's and
+    /// is heeded only where the user allows it.
+    async fn look_for_parts(&mut self, asked: &Option<Uri>, more: &[Uri], job: &str, shard: Option<Job>) {
+        let (named, shards) = shard.map_or((None, None), |job| (prefix_of(&job), shards_of(&job)));
+        let Some(prefix) = named.or_else(|| asked.clone()) else { return };
+        let allowed: AllowList = asked.iter().chain(more).cloned().collect();
+        let looked = match allowed.check(&prefix, "--allow-read") {
+            Ok(()) => Parts::look(&Buckets::new(), &prefix, job, shards).await.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("say --allow-read {prefix}")),
+        };
+        match looked {
+            Ok(parts) => self.parts = parts,
+            Err(why) => self.not_seen.push(format!("the parts beneath {prefix}: {why}")),
+        }
     }
 
     fn read_logs(&mut self, files: &[PathBuf], job: &str) {
@@ -202,7 +237,7 @@ impl Explanation {
     }
 
     fn is_known(&self) -> bool {
-        self.published.is_some() || !self.places.is_empty() || !self.log.is_empty()
+        self.published.is_some() || !self.places.is_empty() || !self.log.is_empty() || self.parts.is_some()
     }
 
     fn conclude(&mut self, job: String) {
@@ -234,6 +269,20 @@ impl Explanation {
 
     fn json(&self) -> String {
         serde_json::to_string(self).expect("an explanation has only string keys") + "\n"
+    }
+}
+
+fn prefix_of(job: &Job) -> Option<Uri> {
+    match &job.reply_to {
+        Some(ReplyTo::Bucket { prefix, .. }) => Uri::parse(prefix).ok(),
+        _ => None,
+    }
+}
+
+fn shards_of(job: &Job) -> Option<u32> {
+    match &job.inputs {
+        Inputs::Shard { shard, .. } => Some(shard.count),
+        _ => None,
     }
 }
 

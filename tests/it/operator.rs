@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::producer::{Done, Place, Responder, inferq, jsonl, piped};
 
+mod shards;
+
 /// Buries one message a reason, all with ids but the last; returns the broker's address.
 async fn bury(place: &Place, reasons: &[&str]) -> BrokerUrl {
     let url: BrokerUrl = place.url().parse().unwrap();

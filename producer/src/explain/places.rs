@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use inferq_shared::broker::{Bodies, Broker, BrokerError, Browsed, Cursor, Page, QueueNames, Standing};
-use inferq_shared::job::attribute;
+use inferq_shared::job::{Inputs, Job, Limits, attribute};
 use inferq_shared::reply::Reply;
 use serde::Serialize;
 
@@ -29,7 +29,24 @@ pub(super) enum Place {
         published_s: f64,
     },
     /// What became of the job when nobody could answer it.
-    DeadLetter { queue: String, key: String, reason: String, attempts: Option<u32>, at: Option<jiff::Timestamp> },
+    DeadLetter {
+        queue: String,
+        key: String,
+        reason: String,
+        attempts: Option<u32>,
+        at: Option<jiff::Timestamp>,
+        /// Its own id, where it is a shard of the job.
+        shard: Option<String>,
+    },
+    /// The shards of a job that was split, as many as stand in their queue.
+    Shards {
+        queue: String,
+        waiting: u64,
+        delayed: u64,
+        /// Those that workers have, the first of them.
+        leased: Vec<Held>,
+        leased_in_all: u64,
+    },
     /// An answer that has not been collected.
     Reply {
         queue: String,
@@ -52,12 +69,26 @@ pub(super) enum Stands {
     Delayed(f64),
 }
 
+/// A shard that a worker has.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Held {
+    pub(super) id: String,
+    pub(super) attempt: u32,
+    /// Its lease ends then unless it is renewed.
+    pub(super) ends_in_s: f64,
+}
+
 /// What was found, and how much was looked at.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     pub(super) places: Vec<Place>,
     pub(super) looked_at: u64,
+    /// One of the job's shards, with its body.
+    pub(super) shard: Option<Job>,
 }
+
+/// Shards named one by one.
+const HELD_NAMED: usize = 20;
 
 /// Messages of one page. Bodies are wanted only of messages that say nothing beside them.
 const MESSAGES: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
@@ -75,6 +106,7 @@ impl Search {
         }
         let mut search = Self::default();
         search.queue(broker, &names.jobs, job, Kind::Job).await?;
+        search.shards(broker, &names.shards(), job).await?;
         // A job of a submission is called by it; any other has its answer on the default results.
         let route = job.rsplit_once('-').map(|(submission, _)| names.submission(submission));
         let others = [(Some(names.dead()), Kind::Dead), (Some(names.results()), Kind::Reply), (route, Kind::Reply)];
@@ -87,6 +119,50 @@ impl Search {
             }
         }
         Ok(Some(search))
+    }
+
+    /// Counts the shards of `job`, and looks for a shard that is called so itself.
+    async fn shards(&mut self, broker: &Broker, queue: &str, job: &str) -> Result<(), BrokerError> {
+        let mut page = Page { after: Cursor::START, messages: MESSAGES, bytes: BYTES, bodies: Bodies::Absent };
+        let mut count = Shards::default();
+        let (mut before, mut first, mut ahead) = (Cursor::START, None, 0);
+        loop {
+            let seen = match broker.browse(queue, page).await {
+                // A queue of before there were shards.
+                Err(BrokerError::UnknownQueue(_)) => return Ok(()),
+                seen => seen?.unwrap_or_default(),
+            };
+            let Some(last) = seen.last() else { break };
+            page.after = last.cursor;
+            self.looked_at += seen.len() as u64;
+            for browsed in &seen {
+                let named = |name| browsed.message.attributes.get(name).map(String::as_str);
+                if named(attribute::JOB_ID) == Some(job) {
+                    self.places.push(Kind::Job.place(queue, browsed, ahead));
+                }
+                if named(attribute::PARENT) == Some(job) {
+                    first.get_or_insert(before);
+                    count.add(browsed);
+                }
+                ahead += u64::from(browsed.standing == Standing::Waiting);
+                before = browsed.cursor;
+            }
+        }
+        if let Some(after) = first {
+            let whole = Page { after, messages: NonZeroUsize::MIN, bodies: Bodies::Whole, ..page };
+            let seen = broker.browse(queue, whole).await?.unwrap_or_default();
+            self.note_shard(seen.first(), job);
+            self.places.push(count.place(queue));
+        }
+        Ok(())
+    }
+
+    /// Keeps what a shard of `job` says of all of them.
+    fn note_shard(&mut self, seen: Option<&Browsed>, job: &str) {
+        let decoded = seen.and_then(|browsed| Job::decode(&browsed.message.body, &Limits::default()).ok());
+        let is_ours =
+            |found: &Job| matches!(&found.inputs, Inputs::Shard { shard, .. } if shard.parent.as_job().as_str() == job);
+        self.shard = self.shard.take().or(decoded.filter(is_ours));
     }
 
     async fn queue(&mut self, broker: &Broker, queue: &str, job: &str, kind: Kind) -> Result<(), BrokerError> {
@@ -120,8 +196,13 @@ impl Search {
                     Some(id) => id == job,
                     None => bodies == Bodies::Whole && kind.id_in(&browsed).as_deref() == Some(job),
                 };
-                if ours {
+                let parent = browsed.message.attributes.get(attribute::PARENT);
+                let ours_in_part = kind == Kind::Dead && parent.is_some_and(|parent| parent == job);
+                if ours || ours_in_part {
                     self.places.push(kind.place(queue, &browsed, waiting));
+                }
+                if ours_in_part {
+                    self.note_shard(Some(&browsed), job);
                 }
                 waiting += u64::from(browsed.standing == Standing::Waiting);
             }
@@ -163,14 +244,45 @@ impl Kind {
                 Place::Job { queue, standing, attempt: browsed.attempt, ahead, published_s }
             }
             Self::Dead => {
-                let Letter { key, reason, attempts, at, .. } = Letter::new(browsed.message.clone());
-                Place::DeadLetter { queue, key, reason, attempts, at }
+                let Letter { key, id, reason, attempts, at, message, .. } = Letter::new(browsed.message.clone());
+                let shard = id.filter(|_| message.attributes.contains_key(attribute::PARENT));
+                Place::DeadLetter { queue, key, reason, attempts, at, shard }
             }
             Self::Reply => {
                 let status = browsed.message.attributes.get(attribute::STATUS).cloned();
                 Place::Reply { queue, standing, status, published_s }
             }
         }
+    }
+}
+
+/// How a job's shards stand.
+#[derive(Debug, Default)]
+struct Shards {
+    waiting: u64,
+    delayed: u64,
+    leased: Vec<Held>,
+    leased_in_all: u64,
+}
+
+impl Shards {
+    fn add(&mut self, browsed: &Browsed) {
+        match Stands::from(browsed.standing) {
+            Stands::Waiting => self.waiting += 1,
+            Stands::Delayed(_) => self.delayed += 1,
+            Stands::Leased(ends_in_s) => {
+                self.leased_in_all += 1;
+                let id = browsed.message.attributes.get(attribute::JOB_ID).cloned().unwrap_or_default();
+                if self.leased.len() < HELD_NAMED {
+                    self.leased.push(Held { id, attempt: browsed.attempt, ends_in_s });
+                }
+            }
+        }
+    }
+
+    fn place(self, queue: &str) -> Place {
+        let Self { waiting, delayed, leased, leased_in_all } = self;
+        Place::Shards { queue: queue.to_owned(), waiting, delayed, leased, leased_in_all }
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::logs::Line;
-use super::places::{Place, Stands};
+use super::parts::Parts;
+use super::places::{Held, Place, Stands};
 use super::{Answer, Explanation, Published};
 use crate::paint::Paint;
 use crate::progress::{duration, grouped};
@@ -40,6 +41,7 @@ impl Explanation {
         };
         section("published", self.published.as_ref().map(Published::lines).unwrap_or_default());
         section("now", self.places.iter().map(Place::sentence).collect());
+        section("parts", self.parts.as_ref().map(Parts::lines).unwrap_or_default());
         section("logs", self.log.iter().map(Line::sentence).collect());
         section("reply", self.reply.as_ref().map(Answer::lines).unwrap_or_default());
         section("not seen", self.not_seen.iter().map(|line| safe(line)).collect());
@@ -76,7 +78,14 @@ impl Place {
             Self::Reply { status, .. } => {
                 (0, format!("answered ({}), not yet collected", safe(status.as_deref().unwrap_or("no status"))))
             }
-            Self::DeadLetter { reason, .. } => (1, format!("dead letter: {}", safe(reason))),
+            Self::DeadLetter { reason, shard: None, .. } => (1, format!("dead letter: {}", safe(reason))),
+            Self::DeadLetter { reason, shard: Some(shard), .. } => {
+                (1, format!("open until its shard {} is redriven, a dead letter: {}", safe(shard), safe(reason)))
+            }
+            Self::Shards { waiting, delayed, leased_in_all, .. } => {
+                let left = counted(waiting + delayed + leased_in_all, "shard");
+                (2, format!("split: {left} left, {leased_in_all} of them with workers"))
+            }
             Self::Job { standing: Stands::Leased(_), attempt, .. } => {
                 (2, format!("a worker has it, attempt {attempt}"))
             }
@@ -92,10 +101,22 @@ impl Place {
                 let (published, standing) = (seconds(*published_s), standing.sentence());
                 format!("the job {standing} in {queue}{ahead}: attempt {attempt}, published {published} ago")
             }
-            Self::DeadLetter { queue, key, reason, attempts, at } => {
+            Self::Shards { queue, waiting, delayed, leased, leased_in_all } => {
+                let held = |held: &Held| {
+                    let (id, left) = (safe(&held.id), seconds(held.ends_in_s));
+                    format!("\n    {id} is leased (for {left} unless that is renewed): attempt {}", held.attempt)
+                };
+                let named: String = leased.iter().map(held).collect();
+                let counts = format!("{waiting} waiting, {leased_in_all} leased, {delayed} put off");
+                format!("its shards in {}: {counts}{named}", safe(queue))
+            }
+            Self::DeadLetter { queue, key, reason, attempts, at, shard } => {
+                let what = shard
+                    .as_ref()
+                    .map_or("a dead letter".to_owned(), |id| format!("its shard {}, a dead letter", safe(id)));
                 let at = at.map_or(String::new(), |at| format!(" since {at}"));
                 let attempts = attempts.map_or(String::new(), |attempts| format!(" at attempt {attempts}"));
-                format!("a dead letter in {queue}{at}{attempts}: {} (`inferq dead show {key}`)", safe(reason))
+                format!("{what} in {queue}{at}{attempts}: {} (`inferq dead show {key}`)", safe(reason))
             }
             Self::Reply { queue, standing, status, published_s } => {
                 let status = safe(status.as_deref().unwrap_or("no status"));
@@ -107,6 +128,25 @@ impl Place {
                 )
             }
         }
+    }
+}
+
+impl Parts {
+    fn lines(&self) -> Vec<String> {
+        let Self { folder, shards, there, missing, complete } = self;
+        let of = shards.map_or(String::new(), |shards| format!(" of {}", grouped(shards.into())));
+        let folder = safe(folder);
+        if *complete {
+            return vec![format!("all {} and the manifest lie in {folder}", counted((*there).into(), "part"))];
+        }
+        let mut lines = vec![format!("{}{of} in {folder}", counted((*there).into(), "part"))];
+        if !missing.is_empty() {
+            let named: Vec<_> = missing.iter().map(u32::to_string).collect();
+            let unnamed = shards.unwrap_or(0) - there - missing.len() as u32;
+            let more = if unnamed > 0 { format!(" and {} more", grouped(unnamed.into())) } else { String::new() };
+            lines.push(format!("none yet of shard {}{more}", named.join(", ")));
+        }
+        lines
     }
 }
 
