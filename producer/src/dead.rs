@@ -5,28 +5,26 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use inferq_shared::broker::{Broker, BrokerUrl};
-use inferq_shared::job::attribute;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use self::graveyard::{Act, Done, Graveyard};
-use self::letter::{Filter, Letter};
+use self::letter::Filter;
+use self::text::{ID, described, facts, row, table, whole};
 use crate::connect::{connect, print, print_bytes, say};
 use crate::help;
 use crate::outcome::{Error, Outcome};
 use crate::paint::Paint;
-use crate::progress::{Progress, Tally, Total, duration, grouped};
+use crate::progress::{Progress, Tally, Total, grouped};
 use crate::shown;
 
 pub mod graveyard;
 pub mod letter;
 pub mod pass;
+mod text;
 
 /// The subcommands of `inferq dead`.
 #[derive(Debug, clap::Subcommand)]
@@ -51,6 +49,18 @@ pub struct QueueArgs {
     /// The address of the jobs queue whose dead letters are meant, like sqlite:///var/lib/inferq/queue.db.
     #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
     queue: BrokerUrl,
+}
+
+/// Which dead letters leave.
+#[derive(Debug, clap::Args)]
+pub struct Meant {
+    #[command(flatten)]
+    queue: QueueArgs,
+    #[command(flatten)]
+    filter: Filter,
+    /// No more than so many.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
 }
 
 /// The flags of `inferq dead list`.
@@ -88,12 +98,7 @@ pub struct ShowArgs {
 #[derive(Debug, clap::Args)]
 pub struct RedriveArgs {
     #[command(flatten)]
-    queue: QueueArgs,
-    #[command(flatten)]
-    filter: Filter,
-    /// Redrive no more than so many.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    meant: Meant,
     /// Only say what would go where.
     #[arg(long)]
     dry_run: bool,
@@ -103,12 +108,7 @@ pub struct RedriveArgs {
 #[derive(Debug, clap::Args)]
 pub struct PurgeArgs {
     #[command(flatten)]
-    queue: QueueArgs,
-    #[command(flatten)]
-    filter: Filter,
-    /// Delete no more than so many.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    meant: Meant,
     /// Don't ask. Needed where nobody can be asked.
     #[arg(long)]
     yes: bool,
@@ -127,9 +127,11 @@ pub async fn dead(command: Command, paint: Paint, stop: CancellationToken) -> Re
             on(&args.queue.queue.clone(), &stop, async |graves| show(args, paint, graves).await).await
         }
         Command::Redrive(args) => {
-            on(&args.queue.queue.clone(), &stop, async |graves| redrive(args, graves).await).await
+            on(&args.meant.queue.queue.clone(), &stop, async |graves| redrive(args, graves).await).await
         }
-        Command::Purge(args) => on(&args.queue.queue.clone(), &stop, async |graves| purge(args, graves).await).await,
+        Command::Purge(args) => {
+            on(&args.meant.queue.queue.clone(), &stop, async |graves| purge(args, graves).await).await
+        }
     }
 }
 
@@ -144,12 +146,6 @@ async fn on(
     broker.close().await;
     done
 }
-
-/// Characters of a letter's body in the list.
-const HEAD: usize = 40;
-/// Characters of a reason and an id in the list.
-const REASON: usize = 48;
-const ID: usize = 32;
 
 async fn list(args: ListArgs, paint: Paint, graves: &Graveyard<'_>) -> Result<Outcome, Error> {
     let (now, mut rows, mut more) = (Timestamp::now(), Vec::new(), false);
@@ -175,62 +171,6 @@ async fn list(args: ListArgs, paint: Paint, graves: &Graveyard<'_>) -> Result<Ou
         say(&format!("there are more than {}: raise --limit, or narrow them down", grouped(args.limit)));
     }
     Ok(Outcome::Done)
-}
-
-const COLUMNS: [&str; 7] = ["key", "id", "reason", "attempts", "when", "bytes", "begins"];
-
-fn row(letter: &Letter, now: Timestamp) -> Vec<String> {
-    vec![
-        letter.key.clone(),
-        letter.id.as_ref().map_or("-".to_owned(), |id| shown::line(id.as_bytes(), ID)),
-        shown::line(letter.reason.as_bytes(), REASON),
-        letter.attempts.map_or("-".to_owned(), |attempts| attempts.to_string()),
-        when(letter, now),
-        grouped(letter.message.body.len() as u64),
-        shown::line(&letter.message.body, HEAD),
-    ]
-}
-
-fn when(letter: &Letter, now: Timestamp) -> String {
-    let age = |at| duration(Duration::try_from(now.duration_since(at)).unwrap_or_default());
-    letter.at.map_or("-".to_owned(), |at| format!("{} ago", age(at)))
-}
-
-/// The rows under their headings, each column as wide as it must be.
-fn table(rows: &[Vec<String>], paint: Paint) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.max().unwrap_or(0).max(COLUMNS[column].len())
-    };
-    let widths: Vec<_> = (0..COLUMNS.len()).map(width).collect();
-    let line = |cells: &[&str]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let mut text = paint.heading(&line(&COLUMNS)) + "\n";
-    for row in rows {
-        text += &line(&row.iter().map(String::as_str).collect::<Vec<_>>());
-        text.push('\n');
-    }
-    text
-}
-
-/// What is known of a letter, but its attributes and body; documented in docs/operations.md.
-fn facts(letter: &Letter) -> Map<String, Value> {
-    let facts = json!({
-        "key": letter.key,
-        "id": letter.id,
-        "reason": letter.reason,
-        "attempts": letter.attempts,
-        "at": letter.at,
-        "queue": letter.queue,
-        "bytes": letter.message.body.len(),
-        "begins": shown::line(&letter.message.body, HEAD),
-    });
-    match facts {
-        Value::Object(facts) => facts,
-        _ => Map::new(),
-    }
 }
 
 async fn show(args: ShowArgs, paint: Paint, graves: &Graveyard<'_>) -> Result<Outcome, Error> {
@@ -264,47 +204,12 @@ async fn show(args: ShowArgs, paint: Paint, graves: &Graveyard<'_>) -> Result<Ou
     }
 }
 
-fn whole(letter: &Letter) -> Value {
-    let mut whole = facts(letter);
-    let (text, base64) = match std::str::from_utf8(&letter.message.body) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(BASE64_STANDARD.encode(&letter.message.body))),
-    };
-    whole.extend([
-        ("attributes".to_owned(), json!(letter.message.attributes)),
-        ("body".to_owned(), json!(text)),
-        ("body_base64".to_owned(), json!(base64)),
-    ]);
-    Value::Object(whole)
-}
-
-fn described(letter: &Letter, now: Timestamp, paint: Paint) -> String {
-    let safe = |text: &str| shown::line(text.as_bytes(), 4096);
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let mut text = String::new();
-    let mut fact = |name: &str, value: String| text += &format!("{} {value}\n", paint.heading(&format!("{name:10}")));
-    fact("key", letter.key.clone());
-    fact("id", or_dash(letter.id.as_deref().map(safe)));
-    fact("reason", safe(&letter.reason));
-    fact("attempts", or_dash(letter.attempts.map(|attempts| attempts.to_string())));
-    fact("when", letter.at.map_or("-".to_owned(), |at| format!("{at} ({})", when(letter, now))));
-    fact("from", or_dash(letter.queue.as_deref().map(safe)));
-    if let Some(parent) = letter.message.attributes.get(attribute::PARENT) {
-        fact("parent", format!("{}, which stays open until this shard is redriven", safe(parent)));
-    }
-    fact("bytes", grouped(letter.message.body.len() as u64));
-    for (name, value) in &letter.message.attributes {
-        fact("attribute", format!("{}: {}", safe(name), safe(value)));
-    }
-    format!("{text}{}\n{}\n\n", paint.heading("body"), shown::block(&letter.message.body))
-}
-
 async fn redrive(args: RedriveArgs, graves: &Graveyard<'_>) -> Result<Outcome, Error> {
     if args.dry_run {
         return dry_run(&args, graves).await;
     }
-    let expected = graves.count(&args.filter, args.limit).await?;
-    let done = clear(Act::Redrive, &args.filter, expected.or(args.limit), expected, graves).await?;
+    let expected = graves.count(&args.meant.filter, args.meant.limit).await?;
+    let done = clear(Act::Redrive, &args.meant.filter, expected.or(args.meant.limit), expected, graves).await?;
     for (queue, count) in &done.left {
         print(&format!("{} redriven to {}\n", letters(*count), queue.as_deref().unwrap_or_default()))?;
     }
@@ -327,10 +232,10 @@ async fn dry_run(args: &RedriveArgs, graves: &Graveyard<'_>) -> Result<Outcome, 
     let now = Timestamp::now();
     graves
         .look(|letter| {
-            if args.filter.matches(&letter, now) {
+            if args.meant.filter.matches(&letter, now) {
                 *queues.entry(letter.queue.unwrap_or_else(|| graves.url.queues.jobs.clone())).or_default() += 1;
             }
-            let full = args.limit.is_some_and(|limit| queues.values().sum::<u64>() >= limit);
+            let full = args.meant.limit.is_some_and(|limit| queues.values().sum::<u64>() >= limit);
             Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })
         .await?;
@@ -341,13 +246,13 @@ async fn dry_run(args: &RedriveArgs, graves: &Graveyard<'_>) -> Result<Outcome, 
 }
 
 async fn purge(args: PurgeArgs, graves: &Graveyard<'_>) -> Result<Outcome, Error> {
-    let expected = graves.count(&args.filter, args.limit).await?;
+    let expected = graves.count(&args.meant.filter, args.meant.limit).await?;
     let count = expected.map_or("an unknown number of dead letters".to_owned(), letters);
     if expected == Some(0) {
         print("no dead letter to purge\n")?;
         return Ok(Outcome::Done);
     }
-    let meant = format!("{count} of {} ({})", graves.queue(), args.filter);
+    let meant = format!("{count} of {} ({})", graves.queue(), args.meant.filter);
     if !args.yes {
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             return Err(Error::Usage(format!("purging {meant} can't be undone: say --yes")));
@@ -359,7 +264,7 @@ async fn purge(args: PurgeArgs, graves: &Graveyard<'_>) -> Result<Outcome, Error
         }
     }
     // No more than was asked about, whatever has died since.
-    let done = clear(Act::Purge, &args.filter, expected.or(args.limit), expected, graves).await?;
+    let done = clear(Act::Purge, &args.meant.filter, expected.or(args.meant.limit), expected, graves).await?;
     print(&format!("{} purged\n", letters(done.count())))?;
     ended(&done)
 }
@@ -422,17 +327,5 @@ mod tests {
             assert_eq!(agreed, expected, "{answer:?}");
             assert_eq!(asked, b"Delete 3 dead letters? [y/N] ");
         }
-    }
-
-    #[test]
-    fn a_list_has_a_line_a_letter_and_nothing_in_it_acts_on_the_terminal() {
-        let attributes = [("inferq-dead-reason", "malformed: \u{1b}[2J"), ("inferq-dead-attempt", "2")];
-        let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let letter = Letter::new(inferq_shared::broker::Message { body: "\u{7}{\n}".into(), attributes });
-        let table = table(&[row(&letter, Timestamp::UNIX_EPOCH)], Paint::new(crate::paint::When::Never));
-        let lines: Vec<_> = table.lines().collect();
-        assert!(lines.len() == 2 && lines[0].starts_with("key           id  reason"), "{table}");
-        let expected = format!("{}  -   malformed: \\u{{1b}}[2J  2         -     4      \\u{{7}}{{\\n}}", letter.key);
-        assert_eq!(lines[1], expected);
     }
 }

@@ -5,30 +5,22 @@
 //! twice is still one job. What is read, waiting and in flight is bounded; it never holds the whole input.
 
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
-use inferq_shared::backoff::Backoff;
-use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Message, Publisher, QueueOptions};
+use inferq_shared::broker::BrokerUrl;
 use inferq_shared::bucket::{Uri, UriError};
-use inferq_shared::job::{Encoding, ObjectFormat, ReplyTo, attribute};
-use jiff::Timestamp;
+use inferq_shared::job::{Encoding, ObjectFormat, ReplyTo};
 use rand::RngExt;
-use tokio::sync::mpsc;
 use tokio::task::block_in_place;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub use self::check::CheckedInput;
+pub use self::publish::{Again, Published, Submission, WhenFull};
 
 use self::claim::Large;
-use self::reader::{Group, read};
 use crate::connect::{absolute, connect, failed, print, quoted, quoted_path, say};
-use crate::ledger::{Confirmed, Counts, Ledger, Plan, SharedLedger};
+use crate::ledger::{Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
-use crate::progress::{Progress, Tally, Total, grouped};
+use crate::progress::{Progress, Tally, grouped};
 use crate::recipe::{InputArgs, JobArgs, Recipe};
 use crate::source::Format;
 use crate::tokens::TokenCounter;
@@ -36,6 +28,7 @@ use crate::tokens::TokenCounter;
 mod check;
 mod claim;
 mod dry_run;
+mod publish;
 mod reader;
 
 /// The flags of `inferq submit`.
@@ -117,35 +110,6 @@ impl Args {
         Some(ReplyTo::Bucket { prefix, format })
     }
 }
-
-/// Which of the jobs that the ledger knows as confirmed are published again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
-    /// None.
-    Nothing,
-    /// Those without a reply.
-    Unanswered,
-}
-
-/// What is said while the queue is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// That it is: somebody must start workers.
-    Say,
-    /// Nothing: the bound is ours, and our worker is at it.
-    Wait,
-}
-
-/// A replies' route goes when nobody has used it for so long.
-pub const ROUTE_EXPIRES: Duration = Duration::from_secs(31 * 86400);
-/// Room in a full queue comes with every ack: it is looked for more often than a lost broker.
-const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(200) };
-/// Waiting for so long is worth a line.
-const SAY_AFTER: Duration = Duration::from_secs(3);
-/// Publishes that wait for their confirm.
-const GROUPS_IN_FLIGHT: usize = 2;
-/// How often progress is told when nothing else happens.
-const BEAT: Duration = Duration::from_secs(1);
 
 /// Runs `inferq submit`.
 ///
@@ -287,159 +251,4 @@ fn ledger_path(args: &Args) -> Result<PathBuf, Error> {
 /// A new submission's id: short, and not met twice.
 fn new_submission() -> String {
     format!("s{:012x}", rand::rng().random::<u64>() & 0xffff_ffff_ffff)
-}
-
-/// A submission at work.
-pub struct Submission<'a> {
-    /// Where it goes.
-    pub broker: &'a Broker,
-    /// The queue's address and names.
-    pub queue: &'a BrokerUrl,
-    /// What it remembers.
-    pub ledger: SharedLedger,
-    /// Its id.
-    pub submission: String,
-    /// What its jobs ask for.
-    pub recipe: Recipe,
-    /// Which confirmed jobs are published again.
-    pub again: Again,
-    /// What is said while the queue is full.
-    pub when_full: WhenFull,
-}
-
-/// What one run of a submission did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Published {
-    /// Jobs confirmed in this run.
-    pub jobs: u64,
-    /// Chunks of the whole input.
-    pub chunks: u64,
-}
-
-impl Submission<'_> {
-    /// Makes the route that the replies take, before anything is published.
-    ///
-    /// # Errors
-    /// When the broker refuses or can't be reached.
-    pub async fn declare_route(&self) -> Result<(), Error> {
-        let route = self.queue.queues.submission(&self.submission);
-        let options = QueueOptions { expires: Some(ROUTE_EXPIRES), ..QueueOptions::default() };
-        self.broker.declare(&route, options).await.map_err(|error| failed(self.queue, error))
-    }
-
-    /// Publishes every job that is not confirmed yet, and records that the whole input has been submitted. Calls
-    /// `report` with the rows confirmed and the estimated total, now and then.
-    ///
-    /// # Errors
-    /// When input, ledger or queue fail for good, the input has changed, or `stop` was cancelled.
-    pub async fn publish_all(
-        &self,
-        input: CheckedInput,
-        progress: &Progress,
-        stop: &CancellationToken,
-        report: impl Fn(u64, Total),
-    ) -> Result<Published, Error> {
-        let (tx, mut groups) = mpsc::channel(2);
-        let (recipe, submission) = (self.recipe.clone(), self.submission.clone());
-        let reader = thread::spawn(move || read(input, &recipe, &submission, &tx));
-        let mut in_flight = FuturesOrdered::new();
-        let (mut rows, mut total, mut published) = (0, Total::Unknown, Published::default());
-        let mut reading = true;
-        let mut beat = interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while reading || !in_flight.is_empty() {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Err(Error::Interrupted("interrupted".to_owned())),
-                Some(done) = in_flight.next() => {
-                    let done: Done = done?;
-                    self.ledger.with(|ledger| ledger.record_confirmed(&done.chunks))?;
-                    rows += done.chunks.iter().map(Confirmed::rows).sum::<u64>();
-                    published.jobs += done.jobs;
-                    published.chunks += done.chunks.len() as u64;
-                    total = Total::estimate(rows, done.fraction);
-                    report(rows, total);
-                }
-                group = groups.recv(), if reading && in_flight.len() < GROUPS_IN_FLIGHT => match group {
-                    Some(group) => {
-                        let group = group?;
-                        group.notes.iter().for_each(|line| progress.note(line));
-                        in_flight.push_back(self.publish(self.unpublished(group)?, progress));
-                    }
-                    None => reading = false,
-                },
-                _ = beat.tick() => report(rows, total),
-            }
-        }
-        // Its channel is closed, so the thread has ended.
-        reader.join().expect("reading does not panic");
-        self.ledger.with(|ledger| ledger.record_complete(published.chunks))?;
-        report(rows, Total::Exactly(rows));
-        Ok(published)
-    }
-
-    /// The group without the messages that need not be published.
-    fn unpublished(&self, mut group: Group) -> Result<Group, Error> {
-        self.ledger.with(|ledger| {
-            for (chunk, message) in &mut group.jobs {
-                let needed = match self.again {
-                    _ if !ledger.is_confirmed(chunk)? => true,
-                    Again::Nothing => false,
-                    Again::Unanswered => !ledger.is_answered(chunk.number())?,
-                };
-                if !needed {
-                    *message = None;
-                }
-            }
-            Ok(group)
-        })
-    }
-
-    async fn publish(&self, group: Group, progress: &Progress) -> Result<Done, Error> {
-        let (chunks, messages): (Vec<_>, Vec<_>) = group.jobs.into_iter().unzip();
-        let messages: Vec<Message> = messages.into_iter().flatten().collect();
-        let jobs = messages.len() as u64;
-        self.publish_until_confirmed(&messages, progress).await.map_err(|error| failed(self.queue, error))?;
-        Ok(Done { chunks, jobs, fraction: group.fraction })
-    }
-
-    /// Publishes `messages`, again and again while the broker is away or full. The job ids make the repeats harmless.
-    async fn publish_until_confirmed(&self, messages: &[Message], progress: &Progress) -> Result<(), BrokerError> {
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let publisher = self.broker.publisher();
-        let (started, mut said, mut retry) = (Instant::now(), false, 0);
-        loop {
-            let error = match publisher.publish(&self.queue.queues.jobs, stamped(messages, Timestamp::now())).await {
-                Err(error) if error.is_transient() => error,
-                done => return done,
-            };
-            let full = matches!(error, BrokerError::Full(_));
-            if !said && started.elapsed() > SAY_AFTER && !(full && self.when_full == WhenFull::Wait) {
-                progress.note(&format!("waiting: {error}"));
-                said = true;
-            }
-            let backoff = if full { WHILE_FULL } else { Backoff::BROKER };
-            sleep(backoff.delay(retry, &mut rand::rng())).await;
-            retry += 1;
-        }
-    }
-}
-
-/// A group that the broker has confirmed.
-struct Done {
-    chunks: Vec<Confirmed>,
-    jobs: u64,
-    fraction: Option<f64>,
-}
-
-/// The messages as published at `now`.
-fn stamped(messages: &[Message], now: Timestamp) -> Vec<Message> {
-    let stamp = |message: &Message| {
-        let mut message = message.clone();
-        message.attributes.insert(attribute::PUBLISHED_AT.to_owned(), now.as_millisecond().to_string());
-        message
-    };
-    messages.iter().map(stamp).collect()
 }
