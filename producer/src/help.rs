@@ -19,12 +19,14 @@ Examples:
   inferq run --model ./all-MiniLM-L6-v2 --input texts.jsonl --output vectors.jsonl
   inferq run --model ./all-MiniLM-L6-v2 --input 'in/*.txt.gz' --output vectors.parquet
   inferq run --model ./all-MiniLM-L6-v2 --input t.parquet --column body --output vectors.jsonl
+  inferq run --model ./all-MiniLM-L6-v2 --input gs://texts/t.jsonl --output gs://vectors/v.parquet
 
 What it reads is told by `inferq submit --help`. Each row of the output is one line of the input,
 in its order: {\"id\", \"index\", \"embedding\", \"tokens\"}, or {\"id\", \"index\", \"error\"} for a line or
 text that can't be embedded (exit code 2); these are listed in vectors.failures.jsonl too. `inferq
 collect --help` says more about the formats. After a crash or Ctrl-C the same command goes on. The
-files it needs for that lie beside the output and go when it is done. A queue that others share is
+files it needs for that lie beside the output, or for an object in this directory, and go when it
+is done. Buckets are reached with AWS_… and GOOGLE_… variables. A queue that others share is
 not for run: use submit and collect.";
 
 /// Ends `inferq setup --help`.
@@ -43,11 +45,13 @@ Examples:
   inferq submit --queue sqlite:queue.db --input texts.parquet --column body --id-column key
   inferq submit --queue sqlite:queue.db --input jobs.jsonl --format jobs
   inferq submit --queue sqlite:queue.db --input large.jsonl --to gs://bucket/nightly/
+  inferq submit --queue sqlite:queue.db --input gs://bucket/large.jsonl.gz --reply-uri gs://bucket/v/
   inferq submit --dry-run --input texts.jsonl --model ./all-MiniLM-L6-v2
 
 A JSONL line is a string, an object {\"id\", \"text\"}, or a pair [\"query\", \"passage\"]; a text file
 has one text a line. A text has 1 MiB at most. With --format jobs a line is a whole job
-(docs/wire-format.md), published under its own id. .gz and .zst after the extension are
+(docs/wire-format.md), published under its own id. An object (gs://, s3://, file:///) is not read
+here: one job names it, workers read it, and split it if it is large. .gz and .zst after the extension are
 decompressed. A line that is none of these, or too long, is listed on stderr and is no reason to
 stop (exit code 2; collect writes why in its place), unless --on-bad-input fail says so. Ids that
 stand twice are refused, with their lines, before anything is published; from stdin, which can't
@@ -58,6 +62,7 @@ or flags that have changed.";
 pub const COLLECT: &str = "\
 Examples:
   inferq collect --ledger texts.jsonl.ledger.db --output vectors.parquet
+  inferq collect --ledger texts.jsonl.ledger.db --output s3://bucket/vectors.parquet
   inferq collect --ledger texts.jsonl.ledger.db --output - --timeout-s 600 | head
   inferq collect --ledger texts.jsonl.ledger.db --output - --follow | my-importer
   python -c \"import polars; print(polars.read_parquet('vectors.parquet'))\"
@@ -126,6 +131,7 @@ pub const EXPLAIN: &str = "\
 Examples:
   inferq explain --ledger texts.jsonl.ledger.db doc-17
   inferq explain --queue sqlite:///var/lib/inferq/queue.db --logs w*.log -- s0123456789ab-000042
+  inferq explain --queue sqlite:///var/lib/inferq/queue.db --allow-read gs://bucket/vectors/ nightly
 
 An item's own id is found only with the ledger. Queues are read through, page by page: some
 seconds for a million messages. What could not be looked at is said at the end. Exit code 1:

@@ -84,6 +84,7 @@ const PURE: &[&str] = &[
     "worker/src/claim/lines",
     "worker/src/claim/plan",
     "worker/src/claim/unpack",
+    "producer/src/address",
     "producer/src/chunk",
     "producer/src/source/parse",
     "producer/src/pace",
