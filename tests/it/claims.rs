@@ -14,6 +14,9 @@ use inferq_tests::process::{WorkerProcess, command, worker_command};
 use inferq_tests::queue_file::{QueueFile, numbered, taken};
 use serde_json::{Value, json};
 
+pub(crate) mod crashes;
+mod outages;
+
 /// A queue, a folder to read from, a folder to write to.
 struct Bench {
     queue: QueueFile,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use arrow_array::cast::AsArray;
@@ -124,16 +124,22 @@ fn as_f32(row: &Value) -> Value {
     row
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_program_opens_the_parquet_file() {
+/// A python that has DuckDB; without one it is said what is left out, and with CI set that is a failure.
+pub(crate) fn duckdb(what: &str) -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/parquet_reader.sh");
     let tool = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
     assert!(tool.status.success(), "with CI set the reader must be there");
     let python = String::from_utf8(tool.stdout).unwrap();
     if python.is_empty() {
-        eprintln!("left out: a Parquet file read by DuckDB");
-        return;
+        eprintln!("left out: {what}");
+        return None;
     }
+    Some(PathBuf::from(python.trim()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_opens_the_parquet_file() {
+    let Some(python) = duckdb("a Parquet file read by DuckDB") else { return };
     let place = Place::new();
     let ledger = answered(&place, &jsonl(100), 8, partly).await;
     let output = place.path("out.parquet");
@@ -141,7 +147,7 @@ async fn another_program_opens_the_parquet_file() {
     let query = "import duckdb, json, sys
 rows = duckdb.execute('select id, \"index\", embedding::float[2], tokens, error_code from read_parquet(?) order by 2', [sys.argv[1]])
 print(json.dumps([list(row[:2]) + [row[2] and list(row[2])] + list(row[3:]) for row in rows.fetchall()]))";
-    let read = Command::new(python.trim()).args(["-c", query]).arg(&output).output().unwrap();
+    let read = Command::new(python).args(["-c", query]).arg(&output).output().unwrap();
     let read: Vec<Value> = serde_json::from_slice(&read.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&read.stderr)));
     assert_eq!(read.len(), 100);

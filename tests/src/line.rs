@@ -17,13 +17,14 @@ use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, ObjectFormat, Parameters, ReplyTo, attribute};
 use inferq_shared::reply::Reply;
 use inferq_worker::clock::Clock;
-use inferq_worker::config::Cli;
+use inferq_worker::config::{Cli, Config};
 use inferq_worker::engine::echo::{self, EchoOptions};
 use inferq_worker::engine::{Engine, Loaded};
 use inferq_worker::health::Health;
 use inferq_worker::in_flight::InFlight;
+use inferq_worker::lanes::Lanes;
 use inferq_worker::offload::Offload;
-use inferq_worker::pipeline::{self, Parts, Settings};
+use inferq_worker::pipeline::{self, Parts};
 use inferq_worker::replica::{Host, Replica};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -40,7 +41,7 @@ pub struct Line {
     sound: MemoryBroker,
     names: QueueNames,
     buckets: Buckets,
-    settings: Settings,
+    config: Config,
     batches: Arc<AtomicUsize>,
     pulls: watch::Sender<Pulls>,
 }
@@ -55,22 +56,19 @@ struct Pulls {
 impl Line {
     /// Empty queues; workers have `flags`, and their connections meet what is planned.
     pub async fn new(buckets: &Buckets, flags: &[&str], plan: FaultPlan) -> Self {
-        let given = ["inferq-worker", "--queue", "memory:", "--engine", "echo", "--drain-limit-s", "2"];
-        let cli = Cli::try_parse_from(given.iter().chain(flags)).expect("flags that parse");
-        let config = cli.args.check().expect("flags that hold");
         let faulty = MemoryBroker::with_faults(plan);
         let sound = faulty.connect_sound();
         let names = QueueNames::new("jobs");
-        for queue in [names.jobs.clone(), names.dead(), names.results()] {
+        for queue in [names.jobs.clone(), names.shards(), names.dead(), names.results()] {
             sound.declare(&queue, QueueOptions::default()).await.expect("a sound connection");
         }
-        let (buckets, settings) = (buckets.clone(), config.settings);
+        let (buckets, config) = (buckets.clone(), config(flags));
         Self {
             faulty,
             sound,
             names,
             buckets,
-            settings,
+            config,
             batches: Arc::default(),
             pulls: watch::channel(Pulls::default()).0,
         }
@@ -98,6 +96,46 @@ impl Line {
     /// What is in the jobs queue.
     pub async fn jobs(&self) -> QueueStatus {
         self.sound.status(&self.names.jobs).await.expect("a sound connection")
+    }
+
+    /// Workers that begin from now on have these flags.
+    pub fn with_flags(mut self, flags: &[&str]) -> Self {
+        self.config = config(flags);
+        self
+    }
+
+    /// Returns when no job and no shard is waiting, delayed or held.
+    pub async fn settled(&self) {
+        let settled = async {
+            while self.unsettled().await > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, settled).await.expect("all is settled");
+    }
+
+    async fn unsettled(&self) -> u64 {
+        let mut messages = 0;
+        for queue in [self.names.jobs.clone(), self.names.shards()] {
+            let status = self.sound.status(&queue).await.expect("a sound connection");
+            messages += [status.waiting, status.leased, status.delayed].into_iter().flatten().sum::<u64>();
+        }
+        messages
+    }
+
+    /// Every reply that is there.
+    pub async fn all_replies(&self) -> Vec<Reply> {
+        self.replies(self.waiting(&self.names.results()).await).await
+    }
+
+    /// How many dead letters there are.
+    pub async fn dead_letters(&self) -> usize {
+        self.waiting(&self.names.dead()).await
+    }
+
+    async fn waiting(&self, queue: &str) -> usize {
+        let status = self.sound.status(queue).await.expect("a sound connection");
+        usize::try_from(status.waiting.unwrap_or(0)).expect("a few")
     }
 
     /// Returns when the worker asks for no more jobs, after it had got some and asked for more.
@@ -150,22 +188,33 @@ impl Line {
 
     /// Lets a worker live until `done`, then drains it. `None`: its process died first.
     pub async fn work<T>(&self, done: impl Future<Output = T>) -> Option<T> {
+        self.work_until(std::future::pending(), done).await
+    }
+
+    /// The same; its process also dies at `death`.
+    pub async fn work_until<T>(&self, death: impl Future<Output = ()>, done: impl Future<Output = T>) -> Option<T> {
         let broker = self.faulty.connect_again();
         self.pulls.send_replace(Pulls::default());
         let stop = CancellationToken::new();
         let parts = self.parts(&broker).await;
         let outcome = {
             let line = pipeline::run(parts, stop.clone());
-            tokio::pin!(line);
+            let death = async {
+                death.await;
+                broker.kill();
+            };
+            tokio::pin!(line, death);
             tokio::select! {
                 biased;
                 () = broker.killed() => None,
+                () = &mut death => None,
                 ended = &mut line => panic!("the line ended by itself: {ended:?}"),
                 done = done => {
                     stop.cancel();
                     tokio::select! {
                         biased;
                         () = broker.killed() => {}
+                        () = death => {}
                         drained = line => drained.expect("it drains"),
                     }
                     Some(done)
@@ -179,11 +228,16 @@ impl Line {
     async fn parts(&self, broker: &MemoryBroker) -> Parts<impl Consumer, impl Publisher> {
         let Loaded { engines, tokenizer, info } = echo::load(EchoOptions::default(), 1, None);
         let (renew, renewing) = watch::channel(true);
-        let options = ConsumeOptions { renew: renewing, ..ConsumeOptions::new() };
-        let inner = broker.consumer(&self.names.jobs, options).await.expect("a new connection is sound");
-        let consumer = CountedConsumer { inner, pulls: self.pulls.clone() };
+        let settings = self.config.settings.clone();
+        let options = ConsumeOptions { lease: self.config.lease, lease_max: settings.lease_max, renew: renewing };
+        let consumer =
+            async |queue: &str| broker.consumer(queue, options.clone()).await.expect("a new connection is sound");
+        let (jobs, shards) = (consumer(&self.names.jobs).await, consumer(&self.names.shards()).await);
+        let in_flight = InFlight::new(settings.bounds);
+        let lanes = Lanes { jobs, shards, in_flight: in_flight.clone() };
+        let consumer = CountedConsumer { inner: lanes, pulls: self.pulls.clone() };
         Parts {
-            settings: self.settings.clone(),
+            settings,
             consumer,
             publisher: broker.publisher(),
             buckets: self.buckets.clone(),
@@ -192,7 +246,7 @@ impl Line {
             info: Arc::new(info),
             worker: "worker".to_owned(),
             renew,
-            in_flight: InFlight::new(self.settings.bounds),
+            in_flight,
             health: Health::unobserved(),
             offload: Offload::Inline,
             clock: Clock::real(),
@@ -209,9 +263,15 @@ impl Line {
     }
 }
 
+fn config(flags: &[&str]) -> Config {
+    let given = ["inferq-worker", "--queue", "memory:", "--engine", "echo", "--drain-limit-s", "2"];
+    let cli = Cli::try_parse_from(given.iter().chain(flags)).expect("flags that parse");
+    cli.args.check().expect("flags that hold")
+}
+
 /// Counts its calls, also those that are dropped.
 struct CountedConsumer {
-    inner: MemoryConsumer,
+    inner: Lanes<MemoryConsumer>,
     pulls: watch::Sender<Pulls>,
 }
 
@@ -250,6 +310,11 @@ pub fn job(id: &str, texts: &[&str]) -> Job {
         deadline: None,
         metadata: Metadata::new(),
     }
+}
+
+/// A job whose inputs are the lines of an object, its results beneath `prefix`.
+pub fn job_of(input: &Uri, prefix: &Uri, format: ObjectFormat, id: &str) -> Job {
+    Job { inputs: Inputs::Uri(input.to_string()), ..job_into(prefix, format, id, &[]) }
 }
 
 /// The same with its results beneath `prefix`.
