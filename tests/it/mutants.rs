@@ -7,6 +7,7 @@ use hyper::Method;
 use inferq_tests::world::trial;
 use inferq_worker::mutant;
 
+use crate::claims::crashes;
 use crate::objects;
 
 /// Seeds within which each is found.
@@ -49,12 +50,20 @@ fn every_planted_fault_is_found() {
 type Finder = fn() -> LocalBoxFuture<'static, ()>;
 
 /// Faults around objects, each with what finds it.
-const AROUND_OBJECTS: [(&str, Finder); 5] = [
+const AROUND_OBJECTS: [(&str, Finder); 13] = [
     ("ack_before_put", || Box::pin(objects::pointers_come_after_objects())),
     ("bucket_outage_is_refusal", || Box::pin(objects::outages::a_bucket_that_is_down(Method::PUT))),
+    ("etag_unchecked", || Box::pin(crashes::the_source_of_a_plain_input_changes())),
+    ("failed_shard_leaves_no_part", || Box::pin(crashes::the_source_of_a_plain_input_changes())),
     ("foreign_is_ours", || Box::pin(objects::another_job_of_the_same_id())),
     ("look_left_out", || Box::pin(objects::a_job_that_comes_again())),
+    ("manifest_too_early", || Box::pin(crashes::a_parent_dies_again())),
+    ("part_not_looked_for", || Box::pin(crashes::a_parent_dies_again())),
+    ("part_put_over", || Box::pin(crashes::a_shard_has_a_twin())),
+    ("pieces_stay", || Box::pin(crashes::a_parent_dies_again())),
+    ("plan_ignored", || Box::pin(crashes::a_worker_of_another_shard_size_goes_on())),
     ("pull_in_bucket_outage", || Box::pin(objects::outages::a_bucket_that_is_down(Method::PUT))),
+    ("shards_unconfirmed", || Box::pin(crashes::the_broker_loses_calls())),
 ];
 
 #[test]

@@ -1,11 +1,12 @@
 //! A dependency that is down: pulling pauses while anything waits for it, and what waits is given back in the end.
 //!
-//! In: a call to a bucket. Out: its answer, or why there is none: the store refuses, the worker stops, or the job has
+//! In: a call to a bucket, or messages for a queue. Out: the answer, or why there is none: the other side refuses, the worker stops, or the job has
 //! been held for as long as it may be. Asking again is the probe. It settles nothing.
 
 use std::time::{Duration, Instant};
 
 use inferq_shared::backoff::Backoff;
+use inferq_shared::broker::{BrokerError, Message, Publisher};
 use inferq_shared::bucket::BucketError;
 use inferq_shared::telemetry;
 use rand::SeedableRng;
@@ -33,7 +34,7 @@ impl Drop for Outage {
     }
 }
 
-/// How long jobs wait for a bucket.
+/// How long jobs wait for a bucket or a queue.
 #[derive(Debug, Clone)]
 pub struct Patience {
     /// How much waits for a broken dependency.
@@ -50,17 +51,17 @@ pub struct Patience {
     pub seed: u64,
 }
 
-/// Why a bucket gave no answer.
+/// Why there is no answer.
 #[derive(Debug)]
-pub enum NoAnswer {
+pub enum NoAnswer<E = BucketError> {
     /// The job goes back.
     Released(ReleaseReason),
-    /// The store won't, and won't later.
-    Refused(BucketError),
+    /// It is refused, and would be later.
+    Refused(E),
 }
 
 impl Patience {
-    /// Asks until there is an answer, for a job that came at `since`.
+    /// Asks a bucket until there is an answer, for a job that came at `since`.
     ///
     /// # Errors
     /// When there will be none.
@@ -70,25 +71,57 @@ impl Patience {
         since: Instant,
         ask: impl Fn() -> Asked,
     ) -> Result<T, NoAnswer> {
+        let may_pass = |error: &BucketError| {
+            telemetry::bucket_failed(call, error);
+            error.is_transient() && !crate::mutant::active("bucket_outage_is_refusal")
+        };
+        self.until_done(since, ask, may_pass).await
+    }
+
+    /// Publishes until it is confirmed, for a job that came at `since`.
+    ///
+    /// # Errors
+    /// When it won't be.
+    pub async fn publish(
+        &mut self,
+        since: Instant,
+        (publisher, queue): (&impl Publisher, &str),
+        messages: &[Message],
+    ) -> Result<(), NoAnswer<BrokerError>> {
+        let may_pass = |error: &BrokerError| {
+            telemetry::broker_failed("publish", error);
+            error.is_transient()
+        };
+        match self.until_done(since, || publisher.publish(queue, messages.to_vec()), may_pass).await {
+            Err(NoAnswer::Refused(BrokerError::Closed)) => Err(NoAnswer::Released(ReleaseReason::Outage)),
+            done => done,
+        }
+    }
+
+    async fn until_done<T, E, Asked: Future<Output = Result<T, E>>>(
+        &mut self,
+        since: Instant,
+        ask: impl Fn() -> Asked,
+        may_pass: impl Fn(&E) -> bool,
+    ) -> Result<T, NoAnswer<E>> {
         self.seed = self.seed.wrapping_add(1);
         let mut rng = StdRng::seed_from_u64(self.seed);
         let (end, mut failures, mut outage) = (self.end.clone(), 0, None);
-        let ended = || NoAnswer::Released(self.end_reason);
+        let end_reason = self.end_reason;
         loop {
             let answer = tokio::select! {
                 biased;
-                () = end.cancelled() => return Err(ended()),
+                () = end.cancelled() => return Err(NoAnswer::Released(end_reason)),
                 answer = ask() => answer,
             };
-            let error = match answer {
+            match answer {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.is_transient() && !crate::mutant::active("bucket_outage_is_refusal") => error,
+                Err(error) if may_pass(&error) => {}
                 Err(error) => return Err(NoAnswer::Refused(error)),
-            };
+            }
             if !crate::mutant::active("pull_in_bucket_outage") {
                 outage.get_or_insert_with(|| Outage::begin(self.outage.clone()));
             }
-            telemetry::bucket_failed(call, &error);
             if self.clock.now().saturating_duration_since(since) >= self.lease_max {
                 return Err(NoAnswer::Released(ReleaseReason::Outage));
             }
@@ -96,7 +129,7 @@ impl Patience {
             failures += 1;
             tokio::select! {
                 biased;
-                () = end.cancelled() => return Err(ended()),
+                () = end.cancelled() => return Err(NoAnswer::Released(end_reason)),
                 () = tokio::time::sleep(wait) => {}
             }
         }

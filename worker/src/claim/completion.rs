@@ -63,7 +63,9 @@ impl Completion {
     /// How many of the names that count are there.
     pub fn listed(&self, found: usize) -> Ask {
         match self.step {
-            Step::Parts if found == self.parts().len() => Ask::Look(self.parts()),
+            Step::Parts if found == self.parts().len() || crate::mutant::active("manifest_too_early") => {
+                Ask::Look(self.parts())
+            }
             Step::Markers if found == self.markers().len() => Ask::Read(self.markers()),
             _ => Ask::Nothing,
         }

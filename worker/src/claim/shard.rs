@@ -28,8 +28,10 @@ impl<P: Publisher> Desk<P> {
         let digest = self.part_digest(claim, shard);
         let kept = self.writing.ask("look", claim.case.at, || self.buckets.digest(&uri)).await;
         let part_is_ours = match kept.map_err(Ended::unwritten)? {
-            Some(kept) => Mark::ours(kept.as_deref(), &digest).is_some(),
-            None => self.put_part(claim, shard, &place, (&uri, digest)).await?,
+            Some(kept) if !crate::mutant::active("part_not_looked_for") => {
+                Mark::ours(kept.as_deref(), &digest).is_some()
+            }
+            _ => self.put_part(claim, shard, &place, (&uri, digest)).await?,
         };
         if !part_is_ours {
             tracing::warn!(shard = %claim.case.id, part = %uri, "the part is there and of another plan: nothing to do");
@@ -57,7 +59,7 @@ impl<P: Publisher> Desk<P> {
     ) -> Result<bool, Ended> {
         let results = match self.results(claim, shard, place).await {
             Ok(results) => results,
-            Err(Ended::Failed(error)) => errors(shard, &error),
+            Err(Ended::Failed(error)) if !crate::mutant::active("failed_shard_leaves_no_part") => errors(shard, &error),
             Err(ended) => return Err(ended),
         };
         let (body, mark) = self.part(shard, place, results, digest).await?;
@@ -65,6 +67,9 @@ impl<P: Publisher> Desk<P> {
         let (buckets, kept) = (&self.buckets, mark.to_string());
         let put = self.writing.ask("put", claim.case.at, || buckets.create(uri, body.clone(), &kept)).await;
         claim.case.hold.carry(0);
+        if crate::mutant::active("part_put_over") {
+            let _ = (buckets.delete(uri).await, buckets.create(uri, body.clone(), &kept).await);
+        }
         Ok(match put.map_err(Ended::unwritten)? {
             inferq_shared::bucket::Created::New => true,
             inferq_shared::bucket::Created::Exists { digest } => Mark::ours(digest.as_deref(), &mark.digest).is_some(),

@@ -5,23 +5,19 @@
 //! again makes the same shards, whatever its own settings are.
 
 use bytes::Bytes;
-use inferq_shared::backoff::Backoff;
-use inferq_shared::broker::{Attributes, BrokerError, Message, Publisher};
+use inferq_shared::broker::{Attributes, Message, Publisher};
 use inferq_shared::bucket::{Created, ObjectInfo, Uri};
 use inferq_shared::job::{Inputs, Job, ParentId, Shard, VERSION, attribute};
 use inferq_shared::packing::Packing;
 use inferq_shared::reply::ReplyError;
-use inferq_shared::telemetry::{self, story};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
+use inferq_shared::telemetry::story;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Piece, PieceSize};
 use super::reader::Ended;
 use super::whole::below;
 use super::{Answer, Claim, Desk};
-use crate::outage::Outage;
-use crate::ticket::ReleaseReason;
+use crate::outage::NoAnswer;
 
 /// The plan's name, below the job's folder.
 const PLAN: &str = "_plan.json";
@@ -72,6 +68,7 @@ impl<P: Publisher> Desk<P> {
         let created = self.writing.ask("put", at, || buckets.create(&uri, body.clone(), &kept)).await;
         match created.map_err(Ended::unwritten)? {
             Created::New => Ok(None),
+            Created::Exists { .. } if crate::mutant::active("plan_ignored") => Ok(None),
             Created::Exists { digest } => {
                 let read = self.reading.ask("read", at, || buckets.read_all(&uri, PLAN_BYTES)).await;
                 let read = read.map_err(Ended::unwritten)?;
@@ -90,6 +87,10 @@ impl<P: Publisher> Desk<P> {
     ) -> Result<Answer, Ended> {
         let messages: Vec<Message> = self.messages(claim, info, pieces);
         for some in messages.chunks(SHARDS_A_PUBLISH) {
+            if crate::mutant::active("shards_unconfirmed") {
+                let _ = self.publisher.publish(&self.feeder.intake.settings.queues.shards(), some.to_vec()).await;
+                continue;
+            }
             self.publish_some(some, claim).await?;
         }
         story::split(&claim.case.id, pieces.len(), pieces.iter().map(|piece| u64::from(piece.items)).sum());
@@ -125,34 +126,10 @@ impl<P: Publisher> Desk<P> {
     /// Publishes until it is confirmed, refused, or the parent was held too long.
     async fn publish_some(&mut self, messages: &[Message], claim: &Claim) -> Result<(), Ended> {
         let queue = self.feeder.intake.settings.queues.shards();
-        let patience = &mut self.writing;
-        patience.seed = patience.seed.wrapping_add(1);
-        let mut rng = StdRng::seed_from_u64(patience.seed);
-        let (mut failures, mut outage) = (0, None);
-        loop {
-            let published = tokio::select! {
-                biased;
-                () = patience.end.cancelled() => return Err(Ended::Released(patience.end_reason)),
-                published = self.publisher.publish(&queue, messages.to_vec()) => published,
-            };
-            let error = match published {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_transient() => error,
-                Err(BrokerError::Closed) => return Err(Ended::Released(ReleaseReason::Outage)),
-                Err(error) => return Err(Ended::Undeliverable(format!("shards_undeliverable: {error}"))),
-            };
-            telemetry::broker_failed("publish", &error);
-            outage.get_or_insert_with(|| Outage::begin(patience.outage.clone()));
-            if patience.clock.now().saturating_duration_since(claim.case.at) >= patience.lease_max {
-                return Err(Ended::Released(ReleaseReason::Outage));
-            }
-            let wait = Backoff::BROKER.delay(failures, &mut rng);
-            failures += 1;
-            tokio::select! {
-                biased;
-                () = patience.end.cancelled() => return Err(Ended::Released(patience.end_reason)),
-                () = tokio::time::sleep(wait) => {}
-            }
+        match self.writing.publish(claim.case.at, (&self.publisher, &queue), messages).await {
+            Err(NoAnswer::Released(reason)) => Err(Ended::Released(reason)),
+            Err(NoAnswer::Refused(error)) => Err(Ended::Undeliverable(format!("shards_undeliverable: {error}"))),
+            Ok(()) => Ok(()),
         }
     }
 }
