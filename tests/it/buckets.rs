@@ -86,6 +86,24 @@ async fn large_files_go_in_parts(store: &Store) {
     assert_eq!(buckets.digest(&uri).await.unwrap(), Some(None));
 }
 
+#[tokio::test]
+async fn an_upload_that_is_done_without_an_answer_is_done() {
+    let Some(endpoints) = Endpoints::start() else { return };
+    for store in [endpoints.s3().await, endpoints.gs().await] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![b'x'; 17 << 20]).unwrap();
+        // The first POST begins the upload, the next puts its parts together.
+        let told = AtomicU64::new(0);
+        let lose_the_answer = |_| {
+            if told.fetch_add(1, Ordering::Relaxed) == 0 {
+                store.proxy().fail_next(Method::POST, &[Fault::LoseAnswer]);
+            }
+        };
+        let info = store.buckets.upload(&store.uri("large.bin"), file.path(), lose_the_answer).await.unwrap();
+        assert_eq!(store.buckets.head(&store.uri("large.bin")).await.unwrap(), Some(info));
+    }
+}
+
 async fn what_is_deleted_is_gone(store: &Store) {
     let (buckets, uri) = (&store.buckets, store.uri("x"));
     buckets.create(&uri, bytes("one"), "1").await.unwrap();

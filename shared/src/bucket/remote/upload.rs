@@ -4,6 +4,7 @@
 //! in the air at once, so memory is bounded. A file that is replaced or grows meanwhile is an error, not a mixture.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
@@ -14,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use super::super::error::Action;
 use super::super::{BucketError, ObjectInfo, Uri, refused};
-use super::{Remote, fault, path, patiently};
+use super::{BACKOFF, Remote, fault, path, patiently};
 
 /// What goes by one request.
 const SINGLE_MAX: u64 = 16 << 20;
@@ -24,6 +25,8 @@ const PART_MIN: u64 = 8 << 20;
 const PARTS_MAX: u64 = 9_000;
 /// Parts in the air at once.
 const IN_FLIGHT: usize = 4;
+/// How long an object may take to appear after its parts were put together without an answer.
+const APPEARS_WITHIN: Duration = Duration::from_secs(30);
 
 /// The file that is sent, and how much of it there should be.
 struct Source<'a> {
@@ -43,16 +46,16 @@ impl Remote {
     ) -> Result<ObjectInfo, BucketError> {
         let mut source = Source::open(uri, file).await?;
         let size = source.left;
-        let done = if size <= SINGLE_MAX {
+        let etag = if size <= SINGLE_MAX {
             let body = source.next(size).await?;
             source.end().await?;
             let put = patiently(|| self.put(uri, body.clone())).await?;
             progress(size);
-            put
+            put.e_tag
         } else {
             self.in_parts(uri, source, &progress).await?
         };
-        Ok(ObjectInfo { uri: uri.clone(), size, etag: done.e_tag.unwrap_or_default() })
+        Ok(ObjectInfo { uri: uri.clone(), size, etag: etag.unwrap_or_default() })
     }
 
     async fn put(&self, uri: &Uri, body: Bytes) -> Result<PutResult, BucketError> {
@@ -64,13 +67,22 @@ impl Remote {
         uri: &Uri,
         source: Source<'_>,
         progress: &(impl Fn(u64) + Send + Sync),
-    ) -> Result<PutResult, BucketError> {
+    ) -> Result<Option<String>, BucketError> {
         let place = path(uri)?;
         let fault = |e| fault::of(uri, Action::Replace, &e);
+        let size = source.left;
+        // Who may put but not look can't be told afterwards what is new.
+        let before = self.look_once(uri).await.ok().map(|found| found.map(|(info, _)| info.etag));
         let mut upload = patiently(|| async { self.store.put_multipart(&place).await.map_err(fault) }).await?;
         let sent = send(&mut *upload, source, progress).await;
         let done = match sent {
-            Ok(()) => upload.complete().await.map_err(fault),
+            Ok(()) => match upload.complete().await {
+                Ok(done) => Ok(done.e_tag),
+                Err(e) => match before {
+                    Some(before) => self.appeared(uri, size, before).await.map(Some).ok_or_else(|| fault(e)),
+                    None => Err(fault(e)),
+                },
+            },
             Err(e) => Err(e),
         };
         if done.is_err() {
@@ -78,6 +90,22 @@ impl Remote {
             let _ = upload.abort().await;
         }
         done
+    }
+
+    /// The etag of an object whose parts were put together all the same. A store may need longer for that than an answer
+    /// is waited for, and asked again it says that there is no such upload any more.
+    async fn appeared(&self, uri: &Uri, size: u64, before: Option<String>) -> Option<String> {
+        let start = Instant::now();
+        for retry in 0.. {
+            match self.look_once(uri).await.ok()? {
+                Some((info, _)) if info.size == size && before.as_ref() != Some(&info.etag) => return Some(info.etag),
+                _ if start.elapsed() >= APPEARS_WITHIN => break,
+                _ => {}
+            }
+            let wait = BACKOFF.delay(retry, &mut rand::rng());
+            tokio::time::sleep(wait).await;
+        }
+        None
     }
 }
 
