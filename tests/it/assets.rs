@@ -1,6 +1,7 @@
 //! `inferq-worker assets`, through the real binary: manifests, copies that are killed, raced and betrayed, and pruning.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -138,6 +139,34 @@ fn a_snapshot_of_links_becomes_a_revision_named_by_its_digest() {
         fs::read_dir(other.join(".sync")).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count(),
         0
     );
+}
+
+#[test]
+fn a_damaged_copy_is_replaced_and_who_has_it_open_reads_on() {
+    let folder = TempDir::new().unwrap();
+    let (model, root) = (folder.path().join("tiny"), folder.path().join("root"));
+    made_up(&model, 3, 1);
+    // At first the source has no manifest.
+    for has_manifest in [false, true] {
+        if has_manifest {
+            done(&[&"manifest", &model]);
+        }
+        done(&[&"sync", &model, &root]);
+        let weights = current(&root).join("model.safetensors");
+        flip_a_byte(&weights, 2 << 20);
+        let mut open = File::open(&weights).unwrap();
+        if has_manifest {
+            assert!(done(&[&"sync", &model, &root, &"--trust-sizes"]).contains("is there already"));
+        }
+        assert_eq!(assets(&[&"verify", &root]).status.code(), Some(1));
+        let mended = assets(&[&"sync", &model, &root]);
+        assert!(mended.status.success() && stderr(&mended).contains("it is copied again"), "{}", stderr(&mended));
+        done(&[&"verify", &root]);
+        assert!(holds(&root, &model));
+        let mut before = Vec::new();
+        open.read_to_end(&mut before).unwrap();
+        assert!(before.len() > 2 << 20 && before != fs::read(&weights).unwrap());
+    }
 }
 
 #[test]
@@ -299,12 +328,14 @@ fn wrong_commands_are_one_line_and_exit_64() {
     let folder = TempDir::new().unwrap();
     let (none, empty) = (folder.path().join("none"), folder.path().join("empty"));
     fs::create_dir(&empty).unwrap();
-    let cases: [(&[&dyn AsRef<std::ffi::OsStr>], &str); 7] = [
+    let cases: [(&[&dyn AsRef<std::ffi::OsStr>], &str); 9] = [
         (&[], "Usage: inferq-worker assets <COMMAND>"),
         (&[&"polish"], "unrecognized subcommand"),
         (&[&"sync", &none, &empty], "none: no such file; a model is a directory"),
         (&[&"sync", &empty, &none], "config.json: no such file; it holds no model"),
         (&[&"sync", &"ftp://host/model", &none], "ftp"),
+        (&[&"list", &"s3://models/minilm"], "s3:// is no folder"),
+        (&[&"prune", &"gs://models/minilm"], "gs:// is no folder"),
         (&[&"verify", &empty], "manifest.json: no such file; there is nothing to compare with"),
         (&[&"prune", &empty, &"--keep", &"0"], "--keep"),
     ];

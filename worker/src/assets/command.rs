@@ -47,9 +47,9 @@ Example:
 Example:
   inferq-worker assets verify /models/minilm")]
     Verify(VerifyArgs),
-    /// List the revisions in a root of models; * marks the current one
+    /// List the revisions in a root of models, a folder; * marks the current one
     List(ListArgs),
-    /// Remove old revisions from a root of models, and what interrupted copies have left
+    /// Remove old revisions from a root of models, a folder, and what interrupted copies have left
     #[command(after_help = "\
 The current revision is never removed. A worker holds its model in memory, so it misses no file of
 an older one.
@@ -64,6 +64,7 @@ SRC is a model's directory, with or without a manifest (a snapshot in a cache of
 will do), or a root of models, whose current one is taken. DST is a root: the copy becomes
 DST/sha256-…, named by the digest of its files, and DST/current points to it once it is whole.
 Interrupted, the same command goes on where it was. Two at once wait for each other.
+What is in a folder already is read and compared; a damaged copy is replaced by a whole one.
 Either may be a folder, and either, but not both, an address in a bucket: gs://…, s3://…, with
 endpoint and credentials in the usual variables (GOOGLE_APPLICATION_CREDENTIALS, AWS_…).
 
@@ -102,6 +103,9 @@ pub struct SyncArgs {
     /// The name that jobs call the model by [default: the manifest's, else the directory's]
     #[arg(long, env = "INFERQ_MODEL_NAME", value_name = "NAME")]
     pub name: Option<String>,
+    /// Take a copy that is there already for whole if its files have the right sizes, without reading them
+    #[arg(long, env = "INFERQ_TRUST_SIZES")]
+    pub trust_sizes: bool,
 }
 
 /// The flags of `assets verify`.
@@ -115,16 +119,16 @@ pub struct VerifyArgs {
 /// The flags of `assets list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// The root of models
-    #[arg(value_name = "ROOT")]
+    /// The root of models, a folder
+    #[arg(value_name = "ROOT", value_parser = folder)]
     pub root: PathBuf,
 }
 
 /// The flags of `assets prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// The root of models
-    #[arg(value_name = "ROOT")]
+    /// The root of models, a folder
+    #[arg(value_name = "ROOT", value_parser = folder)]
     pub root: PathBuf,
     /// Revisions to keep: the current one, then the newest
     #[arg(long, value_name = "N", default_value = "2")]
@@ -132,6 +136,16 @@ pub struct PruneArgs {
     /// Remove; without it, only say what would be removed
     #[arg(long)]
     pub yes: bool,
+}
+
+/// Roots in buckets have their provider's tools and rules of their own for old objects.
+fn folder(text: &str) -> Result<PathBuf, String> {
+    match text.split_once("://") {
+        Some((scheme, _)) => {
+            Err(format!("{scheme}:// is no folder: list and remove its objects by the bucket's own tools"))
+        }
+        None => Ok(PathBuf::from(text)),
+    }
 }
 
 /// Why a command did not do what it was asked to.

@@ -39,18 +39,30 @@ const MARGIN: u64 = 1 << 20;
 pub(super) async fn sync(args: SyncArgs) -> Result<(), Failure> {
     let source = Source::parse(&args.source)?;
     match Place::parse(&args.destination)? {
-        Place::Folder(root) => into_folder(&source, &root, args.name).await,
+        Place::Folder(root) => {
+            let trust = if args.trust_sizes { Trust::Sizes } else { Trust::Digests };
+            into_folder(&source, &root, args.name, trust).await
+        }
         Place::Bucket(root) => upload::into_bucket(&source, &root, args.name).await,
     }
 }
 
-async fn into_folder(source: &Source, root: &Path, name: Option<String>) -> Result<(), Failure> {
+/// What shows that a revision which is there already is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Its files have the right sizes.
+    Sizes,
+    /// Every byte has been read.
+    Digests,
+}
+
+async fn into_folder(source: &Source, root: &Path, name: Option<String>, trust: Trust) -> Result<(), Failure> {
     on(root, fs::create_dir_all(root))?;
     let staging = Staging::lock(root, source).await?;
     let mut listing = source.list().await?;
     listing.name = name.unwrap_or(listing.name);
     if let Some(manifest) = &listing.manifest
-        && publish_again(root, &Manifest { name: listing.name.clone(), ..manifest.clone() })?
+        && publish_again(root, &Manifest { name: listing.name.clone(), ..manifest.clone() }, trust)?
     {
         say(&format!("{} is there already", manifest.folder()))?;
         return staging.clear();
@@ -71,24 +83,24 @@ async fn into_folder(source: &Source, root: &Path, name: Option<String>) -> Resu
     })?;
     let canary = listing.manifest.and_then(|manifest| manifest.canary);
     let manifest = Manifest { name: listing.name, files, canary };
-    staging.publish(root, &manifest)?;
+    staging.publish(root, &manifest, trust)?;
     say(&format!("{}: {}", root.join(manifest.folder()).display(), described(&manifest)))?;
     staging.clear()
 }
 
 /// Makes a revision current that is there already, with this name and canary. False: it is not there, or not whole.
-fn publish_again(root: &Path, manifest: &Manifest) -> Result<bool, Failure> {
+fn publish_again(root: &Path, manifest: &Manifest, trust: Trust) -> Result<bool, Failure> {
+    // Read before anybody is kept waiting: nobody writes into a published revision.
+    if !is_whole(&root.join(manifest.folder()), manifest, trust) {
+        return Ok(false);
+    }
     let _alone = volume::alone(root)?;
-    use_again(root, manifest)
+    use_again(root, manifest, Trust::Sizes)
 }
 
-fn use_again(root: &Path, manifest: &Manifest) -> Result<bool, Failure> {
+fn use_again(root: &Path, manifest: &Manifest, trust: Trust) -> Result<bool, Failure> {
     let path = root.join(manifest.folder());
-    let is_whole = ModelDirectory::open(&path).is_ok_and(|model| {
-        let same = model.manifest().is_some_and(|there| there.files == manifest.files);
-        same && model.check_sizes().is_ok()
-    });
-    if !is_whole {
+    if !is_whole(&path, manifest, trust) {
         return Ok(false);
     }
     let (place, bytes) = (path.join(MANIFEST), manifest.encode());
@@ -97,6 +109,27 @@ fn use_again(root: &Path, manifest: &Manifest) -> Result<bool, Failure> {
     }
     volume::use_revision(root, &manifest.folder())?;
     Ok(true)
+}
+
+/// Whether all files of a manifest are in a directory. Says which is not what it should be.
+fn is_whole(directory: &Path, manifest: &Manifest, trust: Trust) -> bool {
+    let Ok(model) = ModelDirectory::open(directory) else { return false };
+    let is_same = model.manifest().is_some_and(|there| there.files == manifest.files);
+    if !is_same || model.check_sizes().is_err() {
+        return false;
+    }
+    if trust == Trust::Sizes {
+        return true;
+    }
+    let bar = progress::Bytes::of(manifest.size());
+    manifest.files.keys().all(|name| {
+        bar.on(name);
+        let verified = model.verify(name, |bytes| bar.add(bytes));
+        if let Err(error) = &verified {
+            eprintln!("{error}; it is copied again");
+        }
+        verified.is_ok()
+    })
 }
 
 /// A copy in the making, which only its owner touches.
@@ -176,16 +209,16 @@ impl Staging {
     }
 
     /// Gives the copy its name, at once, and makes it current; unless another sync has put the same there meanwhile.
-    fn publish(&self, root: &Path, manifest: &Manifest) -> Result<(), Failure> {
+    fn publish(&self, root: &Path, manifest: &Manifest, trust: Trust) -> Result<(), Failure> {
         let (from, to) = (self.files(), root.join(manifest.folder()));
         disk::write(&from.join(MANIFEST), &manifest.encode())?;
         disk::sync_below(&from)?;
         let _alone = volume::alone(root)?;
-        if use_again(root, manifest)? {
+        if use_again(root, manifest, trust)? {
             return Ok(());
         }
         if to.symlink_metadata().is_ok() {
-            // It is not whole, else it would have been used: nobody can be reading it.
+            // It is not whole, else it would have been used. Who has its files open goes on reading them.
             on(&to, fs::rename(&to, self.directory.join(format!("broken-{:016x}", rand::random::<u64>()))))?;
         }
         on(&to, fs::rename(&from, &to))?;
