@@ -109,6 +109,9 @@ pub struct Args {
     /// How long to wait for a model whose files are not all there yet, in seconds
     #[arg(long, env = "INFERQ_ASSETS_WAIT_S", value_name = "S", default_value_t = 0)]
     pub assets_wait_s: u64,
+    /// Loading or warming up a model for longer counts as stuck: /livez fails, in seconds
+    #[arg(long, env = "INFERQ_PHASE_LIMIT_S", value_name = "S", default_value_t = 900)]
+    pub phase_limit_s: u64,
     /// Go over to another model when the root's `current` points to another, without a restart
     #[arg(long, env = "INFERQ_WATCH_ASSETS")]
     pub watch_assets: bool,
@@ -241,6 +244,8 @@ pub struct Config {
     pub model_name: Option<String>,
     /// How long to wait for a model's files.
     pub assets_wait: Duration,
+    /// How long loading, and warming up, may take.
+    pub phase_limit: Duration,
     /// Whether to follow the root's `current`.
     pub watch_assets: bool,
     /// Engines that share the weights.
@@ -278,6 +283,7 @@ impl Args {
             model,
             model_name: self.model_name,
             assets_wait: Duration::from_secs(self.assets_wait_s),
+            phase_limit: Duration::from_secs(self.phase_limit_s),
             watch_assets: self.watch_assets,
             replicas,
             replica_threads: self.replica_threads,
@@ -313,6 +319,7 @@ impl Args {
             ("--lease-s", self.lease_s, 1, 3600),
             ("--max-lease-s", self.max_lease_s, 1, 7 * 24 * 3600),
             ("--watchdog-s", self.watchdog_s, 1, 24 * 3600),
+            ("--phase-limit-s", self.phase_limit_s, 1, 24 * 3600),
             ("--drain-limit-s", self.drain_limit_s, 1, 24 * 3600),
             ("--unfit-limit-s", self.unfit_limit_s, 1, 31 * 24 * 3600),
             ("--clock-skew-ms", self.clock_skew_ms, 0, 3_600_000),

@@ -86,13 +86,17 @@ struct Shown {
     model: Option<ModelInfo>,
     in_flight: Option<InFlight>,
     watchdog: Option<Watchdog>,
+    phase_limit: Option<Duration>,
     reason: Option<String>,
 }
 
 impl Shown {
-    /// The stage or engine that is stuck.
+    /// The stage, engine or phase that is stuck.
     fn stuck(&self) -> Option<String> {
-        self.watchdog.as_ref().and_then(Watchdog::stuck)
+        let is_bounded = matches!(self.state, State::Loading | State::Warming);
+        let phase = self.phase_limit.is_some_and(|limit| is_bounded && self.since.elapsed() >= limit);
+        let phase = || phase.then(|| self.state.as_str().to_owned());
+        self.watchdog.as_ref().and_then(Watchdog::stuck).or_else(phase)
     }
 }
 
@@ -111,6 +115,7 @@ impl Health {
             model: None,
             in_flight: None,
             watchdog: None,
+            phase_limit: None,
             reason: None,
         });
         Self { shown: Arc::new(shown), telemetry: None }
@@ -218,6 +223,12 @@ impl Health {
         tracing::error!(reason, "the device is lost");
         self.shown.send_modify(|shown| shown.reason = Some(reason.to_owned()));
         self.enter(State::Failed);
+    }
+
+    /// Loading and warming up take no longer than this each, or are stuck: a disk in the network can block for ever.
+    /// Waiting for files has a limit of its own, and brokers are waited for without one.
+    pub fn limit_phases(&self, limit: Duration) {
+        self.shown.send_modify(|shown| shown.phase_limit = Some(limit));
     }
 
     /// The line runs, and this knows whether it turns.

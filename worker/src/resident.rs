@@ -58,6 +58,7 @@ pub struct Loading {
     replicas: NonZeroUsize,
     threads: NonZeroUsize,
     wait: Duration,
+    phase_limit: Duration,
 }
 
 impl Loading {
@@ -69,6 +70,7 @@ impl Loading {
             replicas: config.replicas,
             threads: config.replica_threads,
             wait: config.assets_wait,
+            phase_limit: config.phase_limit,
         }
     }
 
@@ -85,6 +87,7 @@ impl Loading {
     /// # Errors
     /// When there is no such model within the time to wait for it, or it does not run.
     pub async fn start(&self, health: &Health, stop: &CancellationToken) -> Result<Option<Resident>, ResidentError> {
+        health.limit_phases(self.phase_limit);
         let loading = async {
             let loaded = self.load_when_there(health).await?;
             health.model(&loaded.loaded.info);

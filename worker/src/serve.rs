@@ -115,7 +115,7 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     let mut swap = Swap::new(&config, &resident);
     // One account for all lines, so that its bounds hold whatever the line before still holds.
     let in_flight = InFlight::new(config.settings.bounds);
-    let worker = Worker { config, broker, health, stop, in_flight };
+    let worker = Worker { config, broker, health, stop, in_flight, buckets: Buckets::new() };
     loop {
         let Some(next) = worker.run_line(resident, &mut swap).await? else { return Ok(()) };
         let Some(taken) = swap.take(next, &worker.health, &worker.stop).await? else { return Ok(()) };
@@ -130,6 +130,8 @@ struct Worker<'a> {
     health: Health,
     stop: CancellationToken,
     in_flight: InFlight,
+    /// Its clients and their connections outlast a swap.
+    buckets: Buckets,
 }
 
 impl Worker<'_> {
@@ -192,7 +194,7 @@ impl Worker<'_> {
             settings: config.settings.clone(),
             consumer,
             publisher: broker.publisher(),
-            buckets: Buckets::new(),
+            buckets: self.buckets.clone(),
             replicas: engines.into_iter().map(|engine| Replica { engine, host: Host::Thread }).collect(),
             tokenizer: Arc::new(tokenizer),
             info: Arc::new(info),

@@ -172,13 +172,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         device: options.device.name().to_owned(),
         reads_pairs: false,
     };
-    tracing::info!(
-        model.name = info.name,
-        model.revision = info.revision,
+    tracing::debug!(
         read_ms = phases.read.as_secs_f64() * 1e3,
         convert_ms = phases.convert.as_secs_f64() * 1e3,
         duration_ms = started.elapsed().as_secs_f64() * 1e3,
-        "model loaded"
+        "model read and converted"
     );
     Ok(Loaded { engines, tokenizer, info })
 }

@@ -72,6 +72,23 @@ async fn readiness_follows_the_state_and_liveness_only_what_is_broken() {
 }
 
 #[tokio::test]
+async fn a_phase_that_does_not_end_is_stuck_but_waiting_is_not() {
+    let (health, address, _served) = served(EndpointLimits::default()).await;
+    health.limit_phases(Duration::ZERO);
+    let stuck = (503, r#"{"code":"503","message":"stuck"}"#.to_owned());
+    for state in [State::Loading, State::Warming] {
+        assert_eq!(get(address, "/livez").await.0, 200);
+        health.enter(state);
+        assert_eq!(get(address, "/livez").await, stuck);
+        let status: serde_json::Value = serde_json::from_str(&get(address, "/status").await.1).unwrap();
+        assert_eq!(status["stuck"], state.as_str());
+        health.waiting("config.json: no such file");
+    }
+    health.ready(account());
+    assert_eq!(get(address, "/livez").await.0, 200);
+}
+
+#[tokio::test]
 async fn status_says_what_runs_and_how_long_each_phase_took() {
     let (health, address, _served) = served(EndpointLimits::default()).await;
     health.enter(State::Loading);
