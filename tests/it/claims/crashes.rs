@@ -296,7 +296,8 @@ async fn a_parent_is_acked_only_when_all_its_shards_are_confirmed() {
 
 /// The input is another one when the next worker comes: old and new are never mixed.
 async fn the_source_changes_at_steps(large: Large, is_meant: impl Fn(&Step) -> bool) {
-    let (old, new) = (text(large.items), text(large.items).replace("text ", "other "));
+    // Of one length, so that nothing but the version tells.
+    let (old, new) = (text(large.items), text(large.items).replace("text ", "next "));
     let mut versions = Vec::new();
     for text in [&old, &new] {
         let scene = Scene::sound(large).await;
