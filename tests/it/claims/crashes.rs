@@ -226,7 +226,7 @@ async fn steps(large: Large) -> Vec<Step> {
 
 async fn dies_at_steps(large: Large, is_meant: impl Fn(&Step) -> bool) {
     let steps: Vec<_> = steps(large).await.into_iter().filter(is_meant).collect();
-    assert!(steps.len() > 10, "{steps:?}");
+    assert!(steps.len() > 6, "{steps:?}");
     for step in steps {
         println!("dies at {step:?}");
         let scene = Scene::new(large, Some(step), FaultPlan::default()).await;
@@ -267,7 +267,9 @@ async fn a_worker_that_dies_at_any_step_of_a_packed_input_leaves_no_trace() {
 
 #[tokio::test]
 async fn a_worker_that_dies_while_it_puts_many_parts_together_leaves_no_trace() {
-    dies_at_steps(MANY, |step| step.name.contains("_done/") || step.name.contains("_manifest")).await;
+    let is_last = |step: &Step| step.name.contains("_done/") || step.name.contains("_manifest");
+    // After one step is before the next.
+    dies_at_steps(MANY, |step| is_last(step) && step.moment == Moment::Before).await;
 }
 
 #[tokio::test]
