@@ -288,9 +288,10 @@ impl Recipe {
         Message { body: self.job(id, Inputs::Items(items), now), attributes }
     }
 
-    /// The job whose items are the lines of the object at `uri`, as published at `now`.
-    pub fn claim(&self, submission: &str, id: &JobId, uri: &str, now: Timestamp) -> Message {
-        let attributes = self.attributes(submission, id, &[]);
+    /// The job whose items are the lines of the object at `uri`, of so many `bytes`, as published at `now`.
+    pub fn claim(&self, submission: &str, id: &JobId, (uri, bytes): (&str, u64), now: Timestamp) -> Message {
+        let mut attributes = self.attributes(submission, id, &[]);
+        attributes.insert(attribute::TOKENS.to_owned(), bytes.div_ceil(4).to_string());
         Message { body: self.job(id, Inputs::Uri(uri.to_owned()), now), attributes }
     }
 

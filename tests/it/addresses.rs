@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use hyper::Method;
 use inferq_shared::bucket::Uri;
@@ -98,23 +98,42 @@ async fn run_refuses_addresses_that_it_can_not_use() {
     assert!(followed.code == 64 && followed.stderr.contains("appears whole"), "{}", followed.stderr);
 }
 
+/// A run on an object of 20 texts, begun while the bucket is down, up to the line that says so; and what it says next.
+fn waiting_run(place: &Place, store: &Store, input: &Uri) -> (Child, impl Iterator<Item = String> + use<>) {
+    store.proxy().fail_always(Method::GET, Fault::Answer(503));
+    let mut running = inferq_in(place, store)
+        .args(["run", "--engine", "echo", "--output", "out.jsonl", "--input", &input.to_string()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(running.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("the store is not available")), "it says what it waits for");
+    (running, lines)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn run_waits_for_a_bucket_that_is_down() {
     let Some(endpoints) = Endpoints::start() else { return };
     let (place, store) = (Place::new(), endpoints.s3().await);
-    let input = put(&store, "texts.jsonl", jsonl(20)).await.to_string();
-    store.proxy().fail_always(Method::GET, Fault::Answer(503));
-    let mut running = inferq_in(&place, &store)
-        .args(["run", "--engine", "echo", "--output", "out.jsonl", "--input", &input])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(running.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let mut said = lines.filter(|line| line.contains("the store is not available"));
-    assert!(said.next().is_some(), "it says what it waits for");
+    let input = put(&store, "texts.jsonl", jsonl(20)).await;
+    let (mut running, _lines) = waiting_run(&place, &store, &input);
     store.proxy().heal();
     assert!(running.wait().unwrap().success());
     assert_eq!(place.rows().len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_refuses_an_object_that_changes_while_it_is_read() {
+    let Some(endpoints) = Endpoints::start() else { return };
+    let (place, store) = (Place::new(), endpoints.s3().await);
+    let input = put(&store, "texts.jsonl", jsonl(20)).await;
+    let (mut running, mut lines) = waiting_run(&place, &store, &input);
+    let other = place.file("other.jsonl", &jsonl(30));
+    store.buckets.upload(&input, Path::new(&other), |_| ()).await.unwrap();
+    store.proxy().heal();
+    assert!(lines.any(|line| line.contains("the object has changed since it was first looked at")));
+    assert_eq!(running.wait().unwrap().code(), Some(1));
+    assert!(!place.path("out.jsonl").exists());
 }
 
 fn worker(place: &Place, store: &Store) -> WorkerProcess {
@@ -140,6 +159,10 @@ async fn an_object_is_submitted_where_it_lies(store: &Store) {
     assert_eq!(done.code, 0, "{}", done.stderr);
     let again = submit(&["--reply-uri", &prefix]);
     assert!(again.code == 0 && again.stderr.contains("nothing is published"), "{}", again.stderr);
+
+    let status = inferq_at(store, &["status", "--queue", &place.url(), "--json"]).stdout;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["work"]["tokens_waiting"], json!(texts.len().div_ceil(4)), "{status}");
 
     let worker = worker(&place, store);
     let output = place.name("out.jsonl");

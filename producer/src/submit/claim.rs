@@ -75,9 +75,9 @@ impl Large {
         }
     }
 
-    /// What the ledger compares, so that another input is not taken for the one that was submitted: a file's bytes, an
-    /// object's version.
-    async fn digest(&self, may_be_split: bool, stop: &CancellationToken) -> Result<ChunkDigest, Error> {
+    /// What the ledger compares, so that another input is not taken for the one that was submitted (a file's bytes, an
+    /// object's version), and its size.
+    async fn look(&self, may_be_split: bool, stop: &CancellationToken) -> Result<(ChunkDigest, u64), Error> {
         let uri = match self {
             Self::File { file, .. } => return block_in_place(|| digest_of(file, stop)),
             Self::There(uri) => uri,
@@ -94,7 +94,7 @@ impl Large {
             return Err(Error::Usage(message));
         }
         let (version, _) = digest::of(format!("{uri}\n{}", info.etag).as_bytes(), |_| Ok(())).map_err(unread(self))?;
-        Ok(first_of(version))
+        Ok((first_of(version), info.size))
     }
 
     /// The object, once it is there.
@@ -121,7 +121,7 @@ pub(super) async fn submit(
 ) -> Result<Outcome, Error> {
     let before = path.exists().then(|| Ledger::open_or_create(path)).transpose()?;
     before.as_ref().map_or(Ok(()), |before| before.compare(&plan))?;
-    let digest = large.digest(args.reply_to().is_some(), stop).await?;
+    let (digest, bytes) = large.look(args.reply_to().is_some(), stop).await?;
     let mut ledger = before.map_or_else(|| Ledger::open_or_create(path), Ok)?;
     let claim = Confirmed::claim(digest, format!("{large} line 1"));
     let submission = ledger.begin(&plan, new_submission)?;
@@ -137,7 +137,7 @@ pub(super) async fn submit(
     let object = large.object(&work.submission, digest, stop).await?;
     work.declare_route().await?;
     let id = job_id(&work.submission, claim.number());
-    let message = work.recipe.claim(&work.submission, &id, &object.to_string(), Timestamp::now());
+    let message = work.recipe.claim(&work.submission, &id, (&object.to_string(), bytes), Timestamp::now());
     work.publish_claim(message).await?;
     work.ledger.with(|ledger| ledger.record_confirmed(&[claim]).and_then(|()| ledger.record_complete(1)))?;
     report(&work.submission, path)
@@ -175,13 +175,13 @@ fn unread<T: fmt::Display>(input: &T) -> impl Fn(io::Error) -> Error + use<T> {
     move |error| Error::io(what.clone(), error)
 }
 
-fn digest_of(input: &Path, stop: &CancellationToken) -> Result<ChunkDigest, Error> {
+fn digest_of(input: &Path, stop: &CancellationToken) -> Result<(ChunkDigest, u64), Error> {
     let unread = unread(&input.display());
     let file = std::fs::File::open(input).map_err(&unread)?;
     let going_on = |_| if stop.is_cancelled() { Err(io::Error::other("interrupted")) } else { Ok(()) };
     let digest = digest::of(file, going_on);
-    let (digest, _) = digest.map_err(|error| if stop.is_cancelled() { interrupted() } else { unread(error) })?;
-    Ok(first_of(digest))
+    let (digest, bytes) = digest.map_err(|error| if stop.is_cancelled() { interrupted() } else { unread(error) })?;
+    Ok((first_of(digest), bytes))
 }
 
 fn first_of(digest: [u8; 32]) -> ChunkDigest {
