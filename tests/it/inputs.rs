@@ -175,7 +175,7 @@ async fn a_whole_job_is_published_as_it_stands_and_answered_under_its_own_id() {
     let input = place.file("a.jobs", &format!("{line}\n{elsewhere}\n{last}\n"));
     let done = place.submit(&input, &["--format", "jobs"]);
     assert_eq!(done.code, 2, "{}", done.stderr);
-    assert!(done.stderr.contains("a.jobs line 2: reply_to: "), "{}", done.stderr);
+    assert!(done.stderr.contains("a.jobs line 2: reply_to.queue: "), "{}", done.stderr);
     let mut responder = Responder::on(&place).await;
     let taken = responder.take(2).await;
     let (_, delivery) = &taken[0];
