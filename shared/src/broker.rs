@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 mod look;
 pub mod memory;
+pub mod rabbitmq;
 pub mod sqlite;
 mod url;
 
@@ -302,6 +303,8 @@ pub enum Broker {
     Memory(memory::MemoryBroker),
     /// A file on this machine.
     Sqlite(sqlite::SqliteBroker),
+    /// RabbitMQ.
+    Rabbitmq(rabbitmq::RabbitmqBroker),
 }
 
 /// A publisher of whichever broker.
@@ -311,6 +314,8 @@ pub enum AnyPublisher {
     Memory(memory::MemoryPublisher),
     /// A file on this machine.
     Sqlite(sqlite::SqlitePublisher),
+    /// RabbitMQ.
+    Rabbitmq(rabbitmq::RabbitmqPublisher),
 }
 
 /// A consumer of whichever broker.
@@ -320,6 +325,8 @@ pub enum AnyConsumer {
     Memory(memory::MemoryConsumer),
     /// A file on this machine.
     Sqlite(sqlite::SqliteConsumer),
+    /// RabbitMQ.
+    Rabbitmq(rabbitmq::RabbitmqConsumer),
 }
 
 impl Broker {
@@ -331,6 +338,7 @@ impl Broker {
         Ok(match &url.scheme {
             Scheme::Memory => Self::Memory(memory::MemoryBroker::connect()),
             Scheme::Sqlite(path) => Self::Sqlite(sqlite::SqliteBroker::connect(path).await?),
+            Scheme::Amqp(url) => Self::Rabbitmq(rabbitmq::RabbitmqBroker::connect(url).await?),
         })
     }
 
@@ -339,6 +347,7 @@ impl Broker {
         match self {
             Self::Memory(_) => memory::CAPABILITIES,
             Self::Sqlite(_) => sqlite::CAPABILITIES,
+            Self::Rabbitmq(_) => rabbitmq::CAPABILITIES,
         }
     }
 
@@ -350,6 +359,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.declare(queue, options).await,
             Self::Sqlite(broker) => broker.declare(queue, options).await,
+            Self::Rabbitmq(broker) => broker.declare(queue, options).await,
         }
     }
 
@@ -358,6 +368,10 @@ impl Broker {
     /// # Errors
     /// When the broker refuses or can't be reached.
     pub async fn setup(&self, names: &QueueNames) -> Result<(), BrokerError> {
+        if let Self::Rabbitmq(broker) = self {
+            // There each has arguments of its own.
+            return broker.setup(names).await;
+        }
         for queue in [names.jobs.clone(), names.shards(), names.dead(), names.results()] {
             self.declare(&queue, QueueOptions::default()).await?;
         }
@@ -372,6 +386,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.remove(queue).await,
             Self::Sqlite(broker) => broker.remove(queue).await,
+            Self::Rabbitmq(broker) => broker.remove(queue).await,
         }
     }
 
@@ -383,6 +398,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.status(queue).await,
             Self::Sqlite(broker) => broker.status(queue).await,
+            Self::Rabbitmq(broker) => broker.status(queue).await,
         }
     }
 
@@ -395,6 +411,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.browse(queue, page).await.map(Some),
             Self::Sqlite(broker) => broker.browse(queue, page).await.map(Some),
+            Self::Rabbitmq(_) => Ok(None),
         }
     }
 
@@ -406,6 +423,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.queues(prefix).await.map(Some),
             Self::Sqlite(broker) => broker.queues(prefix).await.map(Some),
+            Self::Rabbitmq(_) => Ok(None),
         }
     }
 
@@ -416,7 +434,7 @@ impl Broker {
     /// When the broker can't be reached.
     pub async fn report_worker(&self, queue: &str, worker: &str, about: Option<String>) -> Result<(), BrokerError> {
         match self {
-            Self::Memory(_) => Ok(()),
+            Self::Memory(_) | Self::Rabbitmq(_) => Ok(()),
             Self::Sqlite(broker) => broker.report_worker(queue, worker, about).await,
         }
     }
@@ -427,7 +445,7 @@ impl Broker {
     /// When the broker can't be reached.
     pub async fn workers(&self, queue: &str) -> Result<Option<Vec<Sighting>>, BrokerError> {
         match self {
-            Self::Memory(_) => Ok(None),
+            Self::Memory(_) | Self::Rabbitmq(_) => Ok(None),
             Self::Sqlite(broker) => broker.workers(queue).await.map(Some),
         }
     }
@@ -437,6 +455,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => AnyPublisher::Memory(broker.publisher()),
             Self::Sqlite(broker) => AnyPublisher::Sqlite(broker.publisher()),
+            Self::Rabbitmq(broker) => AnyPublisher::Rabbitmq(broker.publisher()),
         }
     }
 
@@ -449,6 +468,7 @@ impl Broker {
         Ok(match self {
             Self::Memory(broker) => AnyConsumer::Memory(broker.consumer(queue, options).await?),
             Self::Sqlite(broker) => AnyConsumer::Sqlite(broker.consumer(queue, options).await?),
+            Self::Rabbitmq(broker) => AnyConsumer::Rabbitmq(broker.consumer(queue, options).await?),
         })
     }
 
@@ -457,6 +477,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.close().await,
             Self::Sqlite(broker) => broker.close().await,
+            Self::Rabbitmq(broker) => broker.close().await,
         }
     }
 }
@@ -466,6 +487,7 @@ impl Publisher for AnyPublisher {
         match self {
             Self::Memory(publisher) => publisher.publish(queue, messages).await,
             Self::Sqlite(publisher) => publisher.publish(queue, messages).await,
+            Self::Rabbitmq(publisher) => publisher.publish(queue, messages).await,
         }
     }
 }
@@ -475,6 +497,7 @@ impl Consumer for AnyConsumer {
         match self {
             Self::Memory(consumer) => consumer.receive(pull).await,
             Self::Sqlite(consumer) => consumer.receive(pull).await,
+            Self::Rabbitmq(consumer) => consumer.receive(pull).await,
         }
     }
 
@@ -482,6 +505,7 @@ impl Consumer for AnyConsumer {
         match self {
             Self::Memory(consumer) => consumer.close().await,
             Self::Sqlite(consumer) => consumer.close().await,
+            Self::Rabbitmq(consumer) => consumer.close().await,
         }
     }
 }

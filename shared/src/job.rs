@@ -46,6 +46,10 @@ pub mod attribute {
     pub const PUBLISHED_AT: &str = "inferq-published-at";
     /// The attempt, where the broker itself keeps none.
     pub const ATTEMPT: &str = "inferq-attempt";
+    /// Over AMQP: where the client wants the reply, its `reply_to`.
+    pub const AMQP_REPLY_TO: &str = "amqp-reply-to";
+    /// Over AMQP: the client's own number for the job, its `correlation_id`.
+    pub const AMQP_CORRELATION_ID: &str = "amqp-correlation-id";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
     /// On shards: the job that it is a piece of.

@@ -1,4 +1,4 @@
-//! Broker addresses: `memory:` and `sqlite:///path/queue.db`, each with `?queue=name`.
+//! Broker addresses: `memory:`, `sqlite:///path/queue.db` and `amqp(s)://…`, each with `?queue=name`.
 //!
 //! In: text from a flag or variable. Out: a checked [`BrokerUrl`]. It never connects, and never prints a password.
 
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::QueueNames;
+use super::rabbitmq::{AmqpUrl, QueueType};
 
 /// Where a queue is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Scheme {
     Memory,
     /// `sqlite:///absolute/path` or `sqlite:relative/path`: a file on this machine.
     Sqlite(PathBuf),
+    /// `amqp(s)://user:password@host:port[,host:port…]/vhost`: RabbitMQ.
+    Amqp(AmqpUrl),
 }
 
 impl BrokerUrl {
@@ -38,13 +41,18 @@ impl FromStr for BrokerUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, query) = text.split_once('?').unwrap_or((text, ""));
-        let queues = QueueNames::new(queue_name(query)?);
+        let (queue, options) = options(query);
+        let queues = QueueNames::new(queue_name(queue)?);
         let (scheme, rest) = address.split_once(':').ok_or_else(|| unknown(text))?;
         let scheme = match scheme {
             "memory" => Scheme::Memory,
             "sqlite" => Scheme::Sqlite(sqlite_path(rest)?),
+            "amqp" | "amqps" => Scheme::Amqp(AmqpUrl::parse(address, &options)?),
             _ => return Err(unknown(address)),
         };
+        if let (Scheme::Memory | Scheme::Sqlite(_), Some((key, _))) = (&scheme, options.first()) {
+            return Err(format!("unknown option {key:?} in the address: only ?queue=NAME is known"));
+        }
         Ok(Self { scheme, queues })
     }
 }
@@ -52,19 +60,23 @@ impl FromStr for BrokerUrl {
 fn unknown(address: &str) -> String {
     // Only the scheme: what follows may hold a password.
     let scheme = address.split_once(':').map_or("none", |(scheme, _)| scheme);
-    format!("unknown scheme {scheme:?}: this build speaks sqlite:///path/queue.db and memory:")
+    let known = "sqlite:///path/queue.db, amqp(s)://user:password@host/vhost and memory:";
+    format!("unknown scheme {scheme:?}: this build speaks {known}")
 }
 
-fn queue_name(query: &str) -> Result<String, String> {
-    let mut name = "jobs".to_owned();
-    for (key, value) in ::url::form_urlencoded::parse(query.as_bytes()) {
+/// The queue's name, and every other option.
+fn options(query: &str) -> (String, Vec<(String, String)>) {
+    let (mut queue, mut others) = ("jobs".to_owned(), Vec::new());
+    for (key, value) in ::url::form_urlencoded::parse(query.as_bytes()).into_owned() {
         match &*key {
-            "queue" => name = value.into_owned(),
-            _ => {
-                return Err(format!("unknown option {key:?} in the address: only ?queue=NAME is known"));
-            }
+            "queue" => queue = value,
+            _ => others.push((key, value)),
         }
     }
+    (queue, others)
+}
+
+fn queue_name(name: String) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > 128 || !name.chars().all(allowed) {
         return Err(format!("queue name {name:?} must be 1 to 128 of A-Z a-z 0-9 . _ -"));
@@ -89,8 +101,13 @@ impl fmt::Display for BrokerUrl {
             Scheme::Memory => formatter.write_str("memory:")?,
             Scheme::Sqlite(path) if path.is_absolute() => write!(formatter, "sqlite://{}", path.display())?,
             Scheme::Sqlite(path) => write!(formatter, "sqlite:{}", path.display())?,
+            Scheme::Amqp(url) => write!(formatter, "{url}")?,
         }
-        write!(formatter, "?queue={}", self.queues.jobs)
+        write!(formatter, "?queue={}", self.queues.jobs)?;
+        match &self.scheme {
+            Scheme::Amqp(url) if url.queue_type == QueueType::Classic => formatter.write_str("&queue-type=classic"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -100,7 +117,13 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written_back() {
-        for address in ["memory:?queue=jobs", "sqlite:///var/q.db?queue=a.b", "sqlite:q.db?queue=jobs"] {
+        for address in [
+            "memory:?queue=jobs",
+            "sqlite:///var/q.db?queue=a.b",
+            "sqlite:q.db?queue=jobs",
+            "amqp://user@host:5672/vhost?queue=jobs",
+            "amqp://user@a:1,b:2/%2F?queue=jobs&queue-type=classic",
+        ] {
             assert_eq!(address.parse::<BrokerUrl>().map(|url| url.to_string()), Ok(address.to_owned()));
         }
     }
@@ -109,6 +132,8 @@ mod tests {
     fn a_wrong_address_is_named_without_its_password() {
         let error = "amqpx://user:secret@host/".parse::<BrokerUrl>().expect_err("an unknown scheme");
         assert!(error.contains("amqpx") && !error.contains("secret"), "{error}");
+        let error = "amqp://user:secret@host/?durable=1".parse::<BrokerUrl>().expect_err("an unknown option");
+        assert!(error.contains("durable") && !error.contains("secret"), "{error}");
         for wrong in ["", "sqlite:", "sqlite://host/q.db", "sqlite:q.db?queue=", "sqlite:q.db?durable=1", "queue.db"] {
             assert!(wrong.parse::<BrokerUrl>().is_err(), "{wrong}");
         }

@@ -1,0 +1,212 @@
+//! Messages of the contract as AMQP's: attributes are headers of long strings, a few are properties of their own.
+//!
+//! In: a [`Message`], or the properties of a delivery. Out: the other. Pure. A header of a foreign client is rendered
+//! where it has a plain value and left out where it has none; nothing that a client sends makes this fail.
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+use super::super::{Attributes, BrokerError, Message};
+use crate::job::attribute;
+
+/// Written to disk before it is confirmed.
+const PERSISTENT: u8 = 2;
+/// AMQP puts all headers into one frame, of which the broker allows 128 KiB.
+const ATTRIBUTES_BYTES_MAX: usize = 100 << 10;
+/// The broker's own count of deliveries that were given back; absent at first.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// How a message has come from queue to queue, the latest way first.
+const DEATHS: &str = "x-death";
+
+/// What the broker puts into headers on its way: never an attribute, and never published again, or the broker would
+/// believe that it comes from itself.
+fn is_the_brokers(name: &str) -> bool {
+    let own = [DELIVERY_COUNT, DEATHS, "x-acquired-count"];
+    own.contains(&name) || name.starts_with("x-first-death-") || name.starts_with("x-last-death-")
+}
+
+/// A text as AMQP's short string.
+///
+/// # Errors
+/// `Refused` when it has more than 255 bytes.
+pub(super) fn short(text: &str) -> Result<ShortString, BrokerError> {
+    let refused = |_| BrokerError::Refused(format!("{:.40}… has {} bytes: AMQP allows 255", text, text.len()));
+    ShortString::try_new(text.to_owned()).map_err(refused)
+}
+
+/// The properties that carry these attributes; `now` stands in where they don't say when it was published.
+///
+/// # Errors
+/// `Refused` when AMQP can't carry them.
+pub(super) fn encode(attributes: &Attributes, now: i64) -> Result<BasicProperties, BrokerError> {
+    let bytes: usize = attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > ATTRIBUTES_BYTES_MAX {
+        let message = format!("attributes of {bytes} bytes: AMQP's frames allow {ATTRIBUTES_BYTES_MAX}");
+        return Err(BrokerError::Refused(message));
+    }
+    let mut headers = FieldTable::default();
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    for (name, value) in attributes {
+        match &**name {
+            attribute::AMQP_REPLY_TO => properties = properties.with_reply_to(short(value)?),
+            attribute::AMQP_CORRELATION_ID => properties = properties.with_correlation_id(short(value)?),
+            _ => {
+                if name == attribute::CONTENT_TYPE {
+                    properties = properties.with_content_type(short(value)?);
+                }
+                headers.insert(short(name)?, text(value));
+            }
+        }
+    }
+    if !attributes.contains_key(attribute::PUBLISHED_AT) {
+        headers.insert(attribute::PUBLISHED_AT.into(), text(&now.to_string()));
+    }
+    Ok(properties.with_headers(headers))
+}
+
+/// The attributes of a delivery.
+pub(super) fn decode(properties: &BasicProperties) -> Attributes {
+    let mut attributes = Attributes::new();
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        let name = name.as_str();
+        if !is_the_brokers(name)
+            && name != attribute::ATTEMPT
+            && let Some(value) = rendered(value)
+        {
+            attributes.insert(name.to_owned(), value);
+        }
+    }
+    let named = [
+        (attribute::CONTENT_TYPE, properties.content_type()),
+        (attribute::AMQP_REPLY_TO, properties.reply_to()),
+        (attribute::AMQP_CORRELATION_ID, properties.correlation_id()),
+    ];
+    for (name, value) in named {
+        if let Some(value) = value {
+            attributes.entry(name.to_owned()).or_insert_with(|| value.as_str().to_owned());
+        }
+    }
+    if let Some(seconds) = properties.timestamp() {
+        let at = || seconds.saturating_mul(1000).to_string();
+        attributes.entry(attribute::PUBLISHED_AT.to_owned()).or_insert_with(at);
+    }
+    tell_of_death(properties, &mut attributes);
+    attributes
+}
+
+/// A message that the broker itself set aside says why in its own way; here it says so as our dead letters do.
+fn tell_of_death(properties: &BasicProperties, attributes: &mut Attributes) {
+    let Some(AMQPValue::FieldArray(deaths)) = header(properties, DEATHS) else { return };
+    let Some(AMQPValue::FieldTable(latest)) = deaths.as_slice().first() else { return };
+    let told = |name: &str| latest.inner().get(name).and_then(rendered);
+    // A delay's end is no death.
+    let Some(reason) = told("reason").filter(|reason| reason != "expired") else { return };
+    if let Some(queue) = told("queue") {
+        attributes.entry(attribute::DEAD_QUEUE.to_owned()).or_insert(queue);
+    }
+    attributes.entry(attribute::DEAD_REASON.to_owned()).or_insert(reason);
+}
+
+/// 1 + the times that this delivery's lease was lost: what our header says, and what the broker has counted since.
+pub(super) fn attempt(properties: &BasicProperties, redelivered: bool) -> u32 {
+    let number = |name| header(properties, name).and_then(rendered).and_then(|text| text.parse::<u32>().ok());
+    // Classic queues count nothing, but say that it was delivered before.
+    let since = number(DELIVERY_COUNT).unwrap_or(u32::from(redelivered));
+    number(attribute::ATTEMPT).unwrap_or(1).max(1).saturating_add(since)
+}
+
+/// The properties of the same message published again, for its delivery number `attempt`.
+pub(super) fn again(properties: &BasicProperties, attempt: u32) -> BasicProperties {
+    let mut headers = own_headers(properties);
+    if attempt > 1 {
+        headers.insert(attribute::ATTEMPT.into(), text(&attempt.to_string()));
+    }
+    properties.clone().with_delivery_mode(PERSISTENT).with_headers(headers)
+}
+
+/// Why a message is set aside.
+pub(super) struct Epitaph<'a> {
+    /// The reason.
+    pub(super) reason: &'a str,
+    /// The queue that it comes from.
+    pub(super) queue: &'a str,
+    /// The attempt that gave up.
+    pub(super) attempt: u32,
+    /// When, in milliseconds since 1970.
+    pub(super) at: i64,
+}
+
+/// The properties of a message that is set aside.
+pub(super) fn dead(properties: &BasicProperties, epitaph: &Epitaph<'_>) -> BasicProperties {
+    let mut headers = own_headers(properties);
+    let said = [
+        (attribute::DEAD_REASON, epitaph.reason),
+        (attribute::DEAD_QUEUE, epitaph.queue),
+        (attribute::DEAD_ATTEMPT, &epitaph.attempt.to_string()),
+        (attribute::DEAD_AT, &epitaph.at.to_string()),
+    ];
+    for (name, value) in said {
+        headers.insert(name.into(), text(value));
+    }
+    properties.clone().with_delivery_mode(PERSISTENT).with_headers(headers)
+}
+
+/// The headers without the broker's, and without the attempt.
+fn own_headers(properties: &BasicProperties) -> FieldTable {
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        if !is_the_brokers(name.as_str()) && name.as_str() != attribute::ATTEMPT {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    headers
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}
+
+/// A header's value as text; `None` for what is no plain value.
+fn rendered(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        AMQPValue::ShortString(text) => text.as_str().to_owned(),
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        AMQPValue::Timestamp(value) => value.to_string(),
+        AMQPValue::DecimalValue(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::ByteArray(_)
+        | AMQPValue::Void => return None,
+    })
+}
+
+/// A message with its properties.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn outgoing(message: Message, now: i64) -> Result<Outgoing, BrokerError> {
+    Ok(Outgoing { properties: encode(&message.attributes, now)?, body: message.body })
+}
+
+/// What goes over the wire.
+#[derive(Debug, Clone)]
+pub(super) struct Outgoing {
+    /// The payload.
+    pub(super) body: bytes::Bytes,
+    /// What stands beside it.
+    pub(super) properties: BasicProperties,
+}

@@ -1,0 +1,161 @@
+//! Publishing: every message confirmed, none returned, a bounded number of bytes on the way.
+//!
+//! In: messages and the queue that they are for. Out: the broker's word for each. A message that no queue takes is
+//! *confirmed* by the broker and returned beside the confirm: who looks only at the confirm loses it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use deadpool::managed::Pool;
+use jiff::Timestamp;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{Confirmation, PublisherConfirm};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::super::{BrokerError, Message, Publisher};
+use super::fault;
+use super::link::{Link, Up};
+use super::message::{Outgoing, outgoing, short};
+use super::pool::{self, CALL, Channels, Pooled, answered};
+
+/// Messages of one call that may be unconfirmed.
+const WINDOW: usize = 1000;
+/// Bytes of all calls that may be unconfirmed; a larger message goes alone.
+const IN_FLIGHT_BYTES: u32 = 64 << 20;
+
+/// Publishes over one connection.
+#[derive(Clone)]
+pub struct RabbitmqPublisher {
+    link: Arc<Link>,
+    pool: Pool<Channels>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl RabbitmqPublisher {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_BYTES as usize));
+        Self { pool: pool::pool(link.clone()), link, in_flight }
+    }
+
+    /// Publishes what has its properties already.
+    pub(super) async fn send(&self, queue: &str, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
+        let up = self.link.up()?;
+        let key = short(queue)?;
+        if messages.is_empty() {
+            return Ok(());
+        }
+        // An alarm stops the broker from reading, so nothing would come back.
+        if let Some(reason) = up.blocked() {
+            return Err(blocked(&reason));
+        }
+        let mut channel = pool::channel(&self.pool).await?;
+        channel.unconfirmed = true;
+        let mut flight = Flight { queue, up: &up, waiting: VecDeque::new(), taken: 0, returned: 0, rejected: 0 };
+        for message in messages {
+            let permit = self.room(message.body.len(), &mut flight).await?;
+            let confirm = publish_one(&channel, &key, &message, &flight).await?;
+            flight.waiting.push_back((confirm, permit));
+        }
+        while flight.land().await? {}
+        channel.unconfirmed = false;
+        flight.verdict()
+    }
+
+    /// Waits until a body of so many bytes may be on the way.
+    async fn room(&self, bytes: usize, flight: &mut Flight<'_>) -> Result<OwnedSemaphorePermit, BrokerError> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, IN_FLIGHT_BYTES);
+        loop {
+            if flight.waiting.len() < WINDOW
+                && let Ok(permit) = self.in_flight.clone().try_acquire_many_owned(permits)
+            {
+                return Ok(permit);
+            }
+            // Only others have what is missing where this call has nothing on the way.
+            if !flight.land().await? {
+                let acquired = self.in_flight.clone().acquire_many_owned(permits).await;
+                return acquired.map_err(|_| BrokerError::Closed);
+            }
+        }
+    }
+}
+
+async fn publish_one(
+    channel: &Pooled,
+    key: &ShortString,
+    message: &Outgoing,
+    flight: &Flight<'_>,
+) -> Result<PublisherConfirm, BrokerError> {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = message.properties.clone();
+    let published =
+        answered(channel.channel.basic_publish("".into(), key.clone(), options, &message.body, properties)).await?;
+    published.map_err(|error| fault::of_queue(flight.queue, &error))
+}
+
+/// The messages of one call.
+struct Flight<'a> {
+    queue: &'a str,
+    up: &'a Up,
+    waiting: VecDeque<(PublisherConfirm, OwnedSemaphorePermit)>,
+    taken: usize,
+    returned: usize,
+    rejected: usize,
+}
+
+impl Flight<'_> {
+    /// Waits for the oldest confirm; false when none is missing.
+    async fn land(&mut self) -> Result<bool, BrokerError> {
+        let Some((confirm, permit)) = self.waiting.pop_front() else { return Ok(false) };
+        let confirmed = timeout(CALL, confirm).await.map_err(|_| self.late())?;
+        drop(permit);
+        match confirmed.map_err(|error| fault::of_queue(self.queue, &error))? {
+            // `is_ack()` is true of a returned message as well.
+            Confirmation::Ack(None) => self.taken += 1,
+            Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => self.returned += 1,
+            Confirmation::Nack(None) => self.rejected += 1,
+            Confirmation::NotRequested => {
+                return Err(BrokerError::Refused("the broker confirms no publishes".to_owned()));
+            }
+        }
+        Ok(true)
+    }
+
+    fn late(&self) -> BrokerError {
+        match self.up.blocked() {
+            Some(reason) => blocked(&reason),
+            None => BrokerError::Unavailable(format!("no confirm within {} s", CALL.as_secs())),
+        }
+    }
+
+    fn verdict(&self) -> Result<(), BrokerError> {
+        match (self.taken, self.returned, self.rejected) {
+            (_, 0, 0) => Ok(()),
+            (0, 0, _) => Err(BrokerError::Full(self.queue.to_owned())),
+            (taken, 0, rejected) => {
+                let (queue, all) = (self.queue, taken + rejected);
+                Err(BrokerError::Unavailable(format!("queue {queue} took {taken} of {all} messages, then it was full")))
+            }
+            _ => Err(BrokerError::UnknownQueue(self.queue.to_owned())),
+        }
+    }
+}
+
+fn blocked(reason: &str) -> BrokerError {
+    BrokerError::Unavailable(format!("blocked by the broker: {reason}"))
+}
+
+impl Publisher for RabbitmqPublisher {
+    async fn publish(&self, queue: &str, messages: Vec<Message>) -> Result<(), BrokerError> {
+        let now = Timestamp::now().as_millisecond();
+        let messages = messages.into_iter().map(|message| outgoing(message, now)).collect::<Result<_, _>>()?;
+        self.send(queue, messages).await
+    }
+}
+
+impl std::fmt::Debug for RabbitmqPublisher {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a publisher to RabbitMQ")
+    }
+}
