@@ -22,5 +22,6 @@ mod parity;
 mod pointers;
 mod processes;
 mod producer;
+mod rabbitmq_server;
 mod tidy;
 mod wire;

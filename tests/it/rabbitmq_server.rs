@@ -1,0 +1,64 @@
+//! The RabbitMQ servers that tests start: that they are what the tests of the broker take them for.
+
+use inferq_tests::rabbitmq::RabbitmqServer;
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+const QUEUE: &str = "jobs";
+
+async fn connect(url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    channel.queue_declare(QUEUE.into(), options, arguments).await.unwrap();
+    (connection, channel)
+}
+
+async fn publish(channel: &Channel, body: &[u8]) {
+    let sent = channel.basic_publish(
+        "".into(),
+        QUEUE.into(),
+        BasicPublishOptions::default(),
+        body,
+        BasicProperties::default(),
+    );
+    assert!(sent.await.unwrap().await.unwrap().is_ack());
+}
+
+async fn next(channel: &Channel) -> Option<Vec<u8>> {
+    let message = channel.basic_get(QUEUE.into(), BasicGetOptions { no_ack: true }).await.unwrap();
+    message.map(|message| message.delivery.data.clone())
+}
+
+#[tokio::test]
+async fn virtual_hosts_of_one_server_do_not_meet() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let (_first, of_first) = connect(&server.url(&server.virtual_host())).await;
+    let (_second, of_second) = connect(&server.url(&server.virtual_host())).await;
+    publish(&of_first, b"for the first").await;
+    assert_eq!(next(&of_second).await, None);
+    assert_eq!(next(&of_first).await.as_deref(), Some(&b"for the first"[..]));
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_or_stopped_starts_again_with_what_it_confirmed() {
+    let Some(server) = RabbitmqServer::own() else { return };
+    let url = server.url(&server.virtual_host());
+    let (before, channel) = connect(&url).await;
+    publish(&channel, b"before the kill").await;
+    server.kill();
+    server.start();
+    assert!(!before.status().connected());
+    let (_between, channel) = connect(&url).await;
+    assert_eq!(next(&channel).await.as_deref(), Some(&b"before the kill"[..]));
+    publish(&channel, b"before the stop").await;
+    server.stop();
+    server.start();
+    let (_after, channel) = connect(&url).await;
+    assert_eq!(next(&channel).await.as_deref(), Some(&b"before the stop"[..]));
+    assert_eq!(server.close_all_connections(), 1);
+}
