@@ -227,6 +227,13 @@ pub struct Capabilities {
     pub free_release: bool,
     /// A queue can be given a bound, and refuses what passes it.
     pub bounded: bool,
+    /// Messages that are published together are refused together; otherwise a queue that gets full takes some of them,
+    /// which is told as `Unavailable`.
+    pub whole_publishes: bool,
+    /// An ack is answered, so that a lease that is over is always told; otherwise only where the connection shows it.
+    pub answered_acks: bool,
+    /// Consumers fetch ahead of what they are asked for: that waits no longer, though nobody has it.
+    pub fetches_ahead: bool,
     /// What is published outlives the process.
     pub durable: bool,
     /// Other processes can use the same queues.

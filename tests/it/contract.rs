@@ -76,7 +76,9 @@ macro_rules! contract {
         $(
             #[tokio::test]
             async fn $case() -> Result<()> {
-                super::$case(Bench::start($kind).await?).await
+                // Where the server is missing the case is left out, and its harness has said so.
+                let Some(bench) = Bench::start_if_installed($kind).await? else { return Ok(()) };
+                super::$case(bench).await
             }
         )*
     };
@@ -84,6 +86,7 @@ macro_rules! contract {
 
 contract!(memory, Kind::Memory);
 contract!(sqlite, Kind::Sqlite);
+contract!(rabbitmq, Kind::Rabbitmq);
 
 async fn messages_come_in_the_order_of_publishing(bench: Bench) -> Result<()> {
     let sent: Vec<String> = (0..300).map(|n| format!("message {n}")).collect();
@@ -442,7 +445,9 @@ async fn a_full_queue_refuses_and_takes_again_when_there_is_room(bench: Bench) -
         publish(&["c", "d"]).await?;
         return Ok(());
     }
-    ensure!(publish(&["c", "d"]).await == Err(BrokerError::Full("small".to_owned())));
+    if bench.broker.capabilities().whole_publishes {
+        ensure!(publish(&["c", "d"]).await == Err(BrokerError::Full("small".to_owned())));
+    }
     publish(&["c"]).await?;
     ensure!(publish(&["d"]).await == Err(BrokerError::Full("small".to_owned())));
     let mut consumer = bench.broker.consumer("small", ConsumeOptions::new()).await?;
@@ -555,7 +560,8 @@ async fn removing_a_queue_takes_what_is_in_it(bench: Bench) -> Result<()> {
     let held = one(&mut consumer).await?;
     bench.broker.remove(&bench.queue).await?;
     let unknown = BrokerError::UnknownQueue(bench.queue.clone());
-    ensure!(held.lease.ack().await == Err(BrokerError::LeaseLost));
+    let acked = held.lease.ack().await;
+    ensure!(acked == Err(BrokerError::LeaseLost) || !bench.broker.capabilities().answered_acks && acked.is_ok());
     ensure!(timeout(PATIENCE, consumer.receive(up_to(1))).await?.map(drop) == Err(unknown.clone()));
     ensure!(bench.publish(&["c"]).await == Err(unknown));
     bench.broker.declare(&bench.queue, QueueOptions::default()).await?;
@@ -573,9 +579,11 @@ async fn status_tells_waiting_leased_and_delayed(bench: Bench) -> Result<()> {
     let mut held = many(&mut consumer, 3).await?;
     held.remove(0).lease.release(Duration::from_secs(3600)).await?;
     let status = bench.broker.status(&bench.queue).await?;
-    // A broker that can't tell says `None`, never a wrong number.
-    for (told, number) in [(status.waiting, 3), (status.leased, 2), (status.delayed, 1)] {
-        ensure!(told.is_none_or(|told| told == number), "{status:?}");
+    // A broker that can't tell says `None`, never a wrong number. One delivery may have been fetched in the place of the
+    // one that was released.
+    let ahead = u64::from(bench.broker.capabilities().fetches_ahead);
+    for (told, least, most) in [(status.waiting, 3 - ahead, 3), (status.leased, 2, 2 + ahead), (status.delayed, 1, 1)] {
+        ensure!(told.is_none_or(|told| (least..=most).contains(&told)), "{status:?}");
     }
     ensure!(status.oldest.is_none_or(|oldest| oldest < PATIENCE), "{status:?}");
     Ok(())

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::CommandFactory;
-use inferq_shared::broker::{Capabilities, memory, sqlite};
+use inferq_shared::broker::{Capabilities, memory, rabbitmq, sqlite};
 use inferq_shared::telemetry::story;
 use inferq_worker::ticket::ReleaseReason;
 
@@ -31,22 +31,26 @@ pub(crate) fn check_block(name: &str, mark: &str, expected: &str) {
 #[test]
 fn the_table_of_capabilities_is_true() {
     type Has = fn(&Capabilities) -> bool;
-    let rows: [(&str, Has); 9] = [
+    let rows: [(&str, Has); 12] = [
         ("order of publishing", |c| c.fifo),
         ("release after any chosen time", |c| c.chosen_delay),
         ("leases expire", |c| c.lease_expiry),
         ("release spends no attempt", |c| c.free_release),
         ("bounded queues", |c| c.bounded),
+        ("publishes are whole", |c| c.whole_publishes),
+        ("acks are answered", |c| c.answered_acks),
+        ("fetches ahead", |c| c.fetches_ahead),
         ("outlives the process", |c| c.durable),
         ("shared by processes", |c| c.shared),
         ("looked at without a lease", |c| c.browse),
         ("workers leave word", |c| c.workers),
     ];
-    let mut table = "| | memory | sqlite |\n|---|---|---|\n".to_owned();
+    let mut table = "| | memory | sqlite | rabbitmq |\n|---|---|---|---|\n".to_owned();
     let word = |yes| if yes { "yes" } else { "no" };
     for (name, has) in rows {
-        let (memory, sqlite) = (word(has(&memory::CAPABILITIES)), word(has(&sqlite::CAPABILITIES)));
-        writeln!(table, "| {name} | {memory} | {sqlite} |").unwrap();
+        let [memory, sqlite, rabbitmq] =
+            [memory::CAPABILITIES, sqlite::CAPABILITIES, rabbitmq::CAPABILITIES].map(|all| word(has(&all)));
+        writeln!(table, "| {name} | {memory} | {sqlite} | {rabbitmq} |").unwrap();
     }
     check_block("ARCHITECTURE.md", "capabilities", &table);
 }

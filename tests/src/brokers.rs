@@ -10,11 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use inferq_shared::broker::{
     AnyConsumer, AnyPublisher, Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Message, Publisher,
-    Pull, QueueOptions,
+    Pull,
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use crate::rabbitmq::{HOW_TO_INSTALL, RabbitmqServer};
 
 /// The longest that a test waits for an event before it calls it missing. Never a measure: a pass takes far less.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +28,8 @@ pub enum Kind {
     Memory,
     /// A file in a directory of the test's own.
     Sqlite,
+    /// A virtual host of the test's own, on the server that this process's tests share.
+    Rabbitmq,
 }
 
 /// One broker, one queue.
@@ -46,15 +50,27 @@ impl Bench {
     /// # Errors
     /// When it can't be started.
     pub async fn start(kind: Kind) -> Result<Self> {
+        Self::start_if_installed(kind).await?.context(HOW_TO_INSTALL)
+    }
+
+    /// As [`Bench::start`]; `None` where its server is not installed, which has been said.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn start_if_installed(kind: Kind) -> Result<Option<Self>> {
         let directory = tempfile::tempdir().context("no directory for the test")?;
         let url = match kind {
             Kind::Memory => "memory:".parse().map_err(anyhow::Error::msg)?,
             Kind::Sqlite => BrokerUrl::sqlite(directory.path().join("queue.db")),
+            Kind::Rabbitmq => {
+                let Some(server) = RabbitmqServer::shared() else { return Ok(None) };
+                server.url(&server.virtual_host()).parse().map_err(anyhow::Error::msg)?
+            }
         };
         let broker = Broker::connect(&url).await?;
         let queue = url.queues.jobs.clone();
-        broker.declare(&queue, QueueOptions::default()).await?;
-        Ok(Self { broker, url, queue, directory })
+        broker.setup(&url.queues).await?;
+        Ok(Some(Self { broker, url, queue, directory }))
     }
 
     /// The directory that goes with the test.
