@@ -48,11 +48,10 @@ async fn virtual_hosts_of_one_server_do_not_meet() {
 async fn a_server_that_is_killed_or_stopped_starts_again_with_what_it_confirmed() {
     let Some(server) = RabbitmqServer::own() else { return };
     let url = server.url(&server.virtual_host());
-    let (before, channel) = connect(&url).await;
+    let (_before, channel) = connect(&url).await;
     publish(&channel, b"before the kill").await;
     server.kill();
     server.start();
-    assert!(!before.status().connected());
     let (_between, channel) = connect(&url).await;
     assert_eq!(next(&channel).await.as_deref(), Some(&b"before the kill"[..]));
     publish(&channel, b"before the stop").await;
