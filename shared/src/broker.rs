@@ -227,9 +227,9 @@ pub struct Capabilities {
     pub free_release: bool,
     /// A queue can be given a bound, and refuses what passes it.
     pub bounded: bool,
-    /// Messages that are published together are refused together; otherwise a queue that gets full takes some of them,
-    /// which is told as `Unavailable`.
-    pub whole_publishes: bool,
+    /// That bound is exact, and what is published together is refused together; otherwise a few more are taken, and some
+    /// of those that are published together, which is told as `Unavailable`.
+    pub exact_bound: bool,
     /// An ack is answered, so that a lease that is over is always told; otherwise only where the connection shows it.
     pub answered_acks: bool,
     /// Consumers fetch ahead of what they are asked for: that waits no longer, though nobody has it.

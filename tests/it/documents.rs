@@ -37,7 +37,7 @@ fn the_table_of_capabilities_is_true() {
         ("leases expire", |c| c.lease_expiry),
         ("release spends no attempt", |c| c.free_release),
         ("bounded queues", |c| c.bounded),
-        ("publishes are whole", |c| c.whole_publishes),
+        ("the bound is exact", |c| c.exact_bound),
         ("acks are answered", |c| c.answered_acks),
         ("fetches ahead", |c| c.fetches_ahead),
         ("outlives the process", |c| c.durable),

@@ -45,7 +45,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     lease_expiry: true,
     free_release: true,
     bounded: true,
-    whole_publishes: true,
+    exact_bound: true,
     answered_acks: true,
     fetches_ahead: false,
     durable: false,

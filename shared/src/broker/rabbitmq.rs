@@ -40,7 +40,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     lease_expiry: false,
     free_release: true,
     bounded: true,
-    whole_publishes: false,
+    exact_bound: false,
     answered_acks: false,
     fetches_ahead: true,
     durable: true,

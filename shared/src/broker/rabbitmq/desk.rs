@@ -88,9 +88,9 @@ impl Desk {
         Some(Ok(state.arrived.drain(..count).map(delivery).collect()))
     }
 
-    /// What was last wanted, once.
+    /// What was last wanted.
     pub(super) fn wish(&self) -> Option<Wish> {
-        self.state().wish.take()
+        self.state().wish
     }
 
     /// Something has arrived.
@@ -119,12 +119,12 @@ impl Desk {
         state.arrived.drain(keep..).map(|arrived| arrived.token).collect()
     }
 
-    /// Everything that was there is gone, and why; the next call is told.
-    pub(super) fn fail(&self, error: BrokerError) {
+    /// Everything that was there is gone; the next call is told why, if there is something to tell.
+    pub(super) fn fail(&self, error: Option<BrokerError>) {
         let mut state = self.state();
         state.arrived.clear();
         state.held = 0;
-        state.failed = Some(error);
+        state.failed = error;
         self.arrived.notify_one();
     }
 

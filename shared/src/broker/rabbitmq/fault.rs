@@ -44,6 +44,12 @@ pub(super) fn of_queue(queue: &str, error: &lapin::Error) -> BrokerError {
     }
 }
 
+/// The error of what worked until now.
+pub(super) fn for_now(error: &lapin::Error) -> BrokerError {
+    let text = reply(error).map_or_else(|| error.to_string(), |reply| reply.get_message().as_str().to_owned());
+    BrokerError::Unavailable(text)
+}
+
 /// The error of dialling `host`.
 pub(super) fn of_dialling(host: &str, error: &lapin::Error) -> BrokerError {
     match error.kind() {

@@ -3,7 +3,7 @@
 //! In: delivery tags in the order of arrival, and which of them are done. Out: lease tokens, which never repeat, so that a
 //! lease of an earlier channel can't settle a delivery of this one: tags begin at 1 on each. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -32,14 +32,21 @@ pub(super) struct Held {
 pub(super) struct Deliveries {
     /// A lease's token is this and its tag.
     base: u64,
-    last: u64,
+    /// Every tag up to this one has arrived. Several subscriptions share the channel and its tags, so one may be seen
+    /// before a lower one.
+    arrived: u64,
+    /// Those that have arrived beyond it.
+    ahead: BTreeSet<u64>,
     held: BTreeMap<u64, Held>,
 }
 
 impl Deliveries {
     /// Enters what has arrived, and returns its token.
     pub(super) fn hold(&mut self, tag: u64, held: Held) -> u64 {
-        self.last = self.last.max(tag);
+        self.ahead.insert(tag);
+        while self.ahead.remove(&(self.arrived + 1)) {
+            self.arrived += 1;
+        }
         self.held.insert(tag, held);
         self.base + tag
     }
@@ -64,12 +71,12 @@ impl Deliveries {
         self.held.remove(&tag)
     }
 
-    /// Takes `tags` out and returns the acks that settle exactly these: one for all up to the oldest that stays, as
-    /// `(tag, multiple)`, then one each.
+    /// Takes `tags` out and returns the acks that settle exactly these: one for all up to the oldest that stays or has
+    /// not been seen, as `(tag, multiple)`, then one each.
     pub(super) fn ack(&mut self, mut tags: Vec<u64>) -> Vec<(u64, bool)> {
         tags.sort_unstable();
         tags.iter().for_each(|tag| drop(self.held.remove(tag)));
-        let oldest = self.held.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
+        let oldest = self.held.first_key_value().map_or(u64::MAX, |(tag, _)| *tag).min(self.arrived + 1);
         let below = tags.partition_point(|tag| *tag < oldest);
         let together = tags[..below].last().map(|tag| (*tag, below > 1));
         together.into_iter().chain(tags[below..].iter().map(|tag| (*tag, false))).collect()
@@ -77,8 +84,8 @@ impl Deliveries {
 
     /// The channel is gone: every lease on it is over. Returns who waits for a settlement.
     pub(super) fn lose(&mut self) -> Vec<Done> {
-        self.base += self.last;
-        self.last = 0;
+        self.base += self.ahead.last().copied().unwrap_or(self.arrived);
+        (self.arrived, self.ahead) = (0, BTreeSet::new());
         std::mem::take(&mut self.held).into_values().map(|held| held.done).collect()
     }
 }
@@ -124,6 +131,16 @@ mod tests {
             settled.sort_unstable();
             assert_eq!(settled, done);
         }
+    }
+
+    #[test]
+    fn no_multiple_ack_covers_what_has_not_been_seen() {
+        let mut deliveries = deliveries(1..=2);
+        deliveries.hold(4, held());
+        assert_eq!(deliveries.ack(vec![1, 2, 4]), [(2, true), (4, false)]);
+        deliveries.hold(5, held());
+        deliveries.hold(3, held());
+        assert_eq!(deliveries.ack(vec![3, 5]), [(5, true)]);
     }
 
     #[test]

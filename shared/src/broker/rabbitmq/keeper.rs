@@ -53,8 +53,10 @@ pub(super) struct Copied {
 
 /// How a session ends.
 enum End {
-    /// Another one may follow.
+    /// Another one may follow; the consumer is told.
     Lost(BrokerError),
+    /// The broker has ended the subscription: the queue is gone, or has moved. Another subscription shows which.
+    Cancelled,
     /// None follows.
     Over,
 }
@@ -76,7 +78,11 @@ impl Keeper {
                     session.close().await;
                     break;
                 }
-                End::Lost(error) => self.desk.fail(error),
+                End::Lost(error) => self.desk.fail(Some(error)),
+                End::Cancelled => {
+                    self.desk.fail(None);
+                    self.desk.wished.notify_one();
+                }
             }
         }
         self.desk.close();
@@ -106,7 +112,7 @@ impl Keeper {
                             self.desk.wished.notify_one();
                             return Some(session);
                         }
-                        Err(error) => self.desk.fail(error),
+                        Err(error) => self.desk.fail(Some(error)),
                     }
                 }
             }
@@ -150,11 +156,8 @@ impl Keeper {
         }
     }
 
-    fn arrive(&mut self, next: Option<lapin::message::Delivery>) -> Result<(), BrokerError> {
-        // The queue is gone, or has moved.
-        let ended = || BrokerError::Unavailable(format!("the broker has stopped delivering from queue {}", self.queue));
-        let delivery = next.ok_or_else(ended)?;
-        self.put_on_desk(delivery);
+    fn arrive(&mut self, next: Option<lapin::message::Delivery>) -> Result<(), End> {
+        self.put_on_desk(next.ok_or(End::Cancelled)?);
         Ok(())
     }
 
@@ -172,13 +175,10 @@ impl Keeper {
         let Some(wish) = self.desk.wish() else { return Ok(()) };
         match session.change(wish, self.desk.untaken()) {
             Change::Keep => Ok(()),
-            Change::Subscribe(prefetch) => {
-                self.stop_fetching(session).await?;
-                session.subscribe(prefetch).await
-            }
+            Change::Subscribe(prefetch) => session.subscribe(prefetch).await,
             Change::Shrink(prefetch) => {
                 self.stop_fetching(session).await?;
-                self.give_back(usize::from(prefetch).saturating_sub(wish.leased));
+                self.give_back(prefetch.saturating_sub(wish.leased));
                 self.finish_copies(session).await?;
                 session.subscribe(prefetch).await
             }
