@@ -358,6 +358,14 @@ impl Broker {
         }
     }
 
+    /// How long a delivery can be held until the broker takes it back, as far as is known: what its servers come with.
+    pub fn hold_max(&self) -> Option<Duration> {
+        match self {
+            Self::Memory(_) | Self::Sqlite(_) => None,
+            Self::Rabbitmq(_) => Some(rabbitmq::CONSUMER_TIMEOUT),
+        }
+    }
+
     /// Declares a queue; one that is there already stays as it is.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod parity;
 mod pointers;
 mod processes;
 mod producer;
+mod rabbitmq;
 mod rabbitmq_server;
 mod tidy;
 mod wire;

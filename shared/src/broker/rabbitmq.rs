@@ -8,6 +8,7 @@
 //! a message back that no server counts as an attempt, so a release publishes it again with the attempt in a header.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,10 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     browse: false,
     workers: false,
 };
+
+/// A delivery that is held for so long is taken back, with all others of its channel:
+/// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>. Servers can be told another time.
+pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Two connections to RabbitMQ. Clones share them.
 #[derive(Clone)]

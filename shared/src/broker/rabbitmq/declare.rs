@@ -19,7 +19,7 @@ use super::pool::answered;
 
 /// Deliveries after which the broker itself sets a job aside: a backstop far above any `--max-attempts`. Every lost
 /// connection counts, and on servers before 4.3 every message given back.
-const JOBS_DELIVERY_LIMIT: i64 = 1000;
+const JOBS_DELIVERY_LIMIT: i64 = 10_000;
 /// Queues that have nowhere to set a message aside must never reach their limit: what passes it is dropped. The server's
 /// own default is 20 from 4.0 on, and -1, which is no limit there, drops at the first redelivery on 3.x.
 const DELIVERY_LIMIT: i64 = 1_000_000;

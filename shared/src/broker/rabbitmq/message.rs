@@ -210,3 +210,49 @@ pub(super) struct Outgoing {
     /// What stands beside it.
     pub(super) properties: BasicProperties,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_headers(pairs: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        for (name, value) in pairs {
+            headers.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(headers)
+    }
+
+    #[test]
+    fn attributes_survive_the_way_there_and_back() {
+        let pairs =
+            [("a", ""), (attribute::CONTENT_TYPE, "text/plain"), ("ü", "日本"), (attribute::AMQP_REPLY_TO, "q")];
+        let mut attributes: Attributes = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let properties = encode(&attributes, 5).expect("AMQP carries them");
+        attributes.insert(attribute::PUBLISHED_AT.to_owned(), "5".to_owned());
+        assert_eq!(decode(&properties), attributes);
+        assert_eq!(decode(&again(&properties, 3)), attributes);
+    }
+
+    #[test]
+    fn attempts_add_up_over_copies_and_deliveries() {
+        let count = |count| (DELIVERY_COUNT, AMQPValue::LongLongInt(count));
+        assert_eq!(attempt(&BasicProperties::default(), false), 1);
+        assert_eq!(attempt(&BasicProperties::default(), true), 2);
+        assert_eq!(attempt(&with_headers(&[count(3)]), true), 4);
+        let copy = again(&with_headers(&[count(3)]), 4);
+        assert_eq!(attempt(&copy, false), 4);
+        for wrong in ["", "-1", "many", "99999999999"] {
+            assert_eq!(attempt(&with_headers(&[(attribute::ATTEMPT, text(wrong))]), false), 1);
+        }
+        assert_eq!(attempt(&with_headers(&[(attribute::ATTEMPT, text("4294967295")), count(9)]), false), u32::MAX);
+    }
+
+    #[test]
+    fn what_amqp_can_not_carry_is_refused() {
+        let one = |name: String, value: String| encode(&Attributes::from([(name, value)]), 0);
+        assert!(matches!(one("n".repeat(256), String::new()), Err(BrokerError::Refused(_))));
+        assert!(matches!(one("n".to_owned(), "v".repeat(200 << 10)), Err(BrokerError::Refused(_))));
+        assert!(one("n".repeat(255), "v".repeat(64 << 10)).is_ok());
+    }
+}

@@ -1,0 +1,247 @@
+//! What RabbitMQ adds to the contract: connections that break, alarms, arguments that differ, foreign clients' messages.
+//!
+//! The cases that every broker shares are in `contract.rs`.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use inferq_shared::broker::{
+    AnyConsumer, Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Publisher, QueueOptions,
+};
+use inferq_shared::job::attribute;
+use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, up_to};
+use inferq_tests::rabbitmq::{RabbitmqServer, url};
+use inferq_tests::relay::Relay;
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+/// Calls until it is done, as workers and producers do while the broker is out of reach.
+async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(mut call: impl FnMut() -> Called) -> T {
+    let started = Instant::now();
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(error) => assert!(error.is_transient() && started.elapsed() < PATIENCE, "{error}"),
+        }
+        yield_now().await;
+    }
+}
+
+async fn next(consumer: &mut AnyConsumer) -> Delivery {
+    let started = Instant::now();
+    loop {
+        match timeout(PATIENCE, consumer.receive(up_to(1))).await.unwrap() {
+            Ok(deliveries) => return deliveries.into_iter().next().unwrap(),
+            Err(error) => assert!(error.is_transient() && started.elapsed() < PATIENCE, "{error}"),
+        }
+        yield_now().await;
+    }
+}
+
+/// A channel of a foreign client on a virtual host.
+async fn foreign(url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    (connection, channel)
+}
+
+async fn send(channel: &Channel, queue: &str, properties: BasicProperties) {
+    let sent = channel.basic_publish("".into(), queue.into(), BasicPublishOptions::default(), b"a job", properties);
+    assert!(sent.await.unwrap().await.unwrap().is_ack());
+}
+
+#[tokio::test]
+async fn a_lost_connection_ends_its_leases_and_work_goes_on() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let relay = Relay::start(server.address()).await;
+    let url: BrokerUrl = url(relay.address(), &server.virtual_host()).parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    let jobs = &url.queues.jobs;
+    broker.publisher().publish(jobs, ["a", "b", "c"].map(message).into()).await.unwrap();
+    let mut consumer = broker.consumer(jobs, ConsumeOptions::new()).await.unwrap();
+    let mut held = many(&mut consumer, 3).await.unwrap();
+    for round in 2..=3 {
+        relay.cut();
+        let mut again = vec![next(&mut consumer).await];
+        again.extend(many(&mut consumer, 2).await.unwrap());
+        assert!(again.iter().all(|delivery| delivery.attempt == round), "{again:?}");
+        // The late ones come from a connection whose tags begin at 1 as well: none of them settles a new delivery.
+        for (late, Delivery { lease, .. }) in held.into_iter().enumerate() {
+            match late {
+                0 => assert_eq!(lease.ack().await, Err(BrokerError::LeaseLost)),
+                1 => assert_eq!(lease.dead_letter("late").await, Err(BrokerError::LeaseLost)),
+                _ => drop(lease),
+            }
+        }
+        held = again;
+    }
+    let publisher = broker.publisher();
+    until_done(|| publisher.publish(jobs, vec![message("d")])).await;
+    let mut texts: Vec<_> = held.iter().map(text).collect();
+    for Delivery { lease, .. } in held {
+        lease.ack().await.unwrap();
+    }
+    let last = next(&mut consumer).await;
+    texts.push(text(&last));
+    texts.sort();
+    assert_eq!(texts, ["a", "b", "c", "d"]);
+    last.lease.ack().await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn an_alarm_is_told_and_what_waits_goes_through_after_it() {
+    let Some(server) = RabbitmqServer::own() else { return };
+    let url: BrokerUrl = server.url(&server.virtual_host()).parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    let (jobs, publisher) = (&url.queues.jobs, broker.publisher());
+    publisher.publish(jobs, vec![message("a")]).await.unwrap();
+    let mut consumer = broker.consumer(jobs, ConsumeOptions::new()).await.unwrap();
+    let held = one(&mut consumer).await.unwrap();
+    server.memory_alarm(true);
+    // The first publish is what the broker blocks the connection at; it may still get through.
+    let refused = loop {
+        match publisher.publish(jobs, vec![message("b")]).await {
+            Ok(()) => yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&refused, BrokerError::Unavailable(why) if why.starts_with("blocked by the broker")), "{refused}");
+    // What consumes is not blocked.
+    held.lease.ack().await.unwrap();
+    assert!(broker.status(jobs).await.unwrap().waiting.is_some());
+    server.memory_alarm(false);
+    until_done(|| publisher.publish(jobs, vec![message("c")])).await;
+    loop {
+        let delivery = one(&mut consumer).await.unwrap();
+        let last = text(&delivery) == "c";
+        delivery.lease.ack().await.unwrap();
+        if last {
+            break;
+        }
+    }
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn what_can_not_heal_is_refused_and_no_password_shown() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let (address, host) = (server.address(), server.virtual_host());
+    for wrong in [format!("amqp://guest:s3cret@{address}/{host}"), format!("amqp://guest:guest@{address}/nowhere")] {
+        let url: BrokerUrl = wrong.parse().unwrap();
+        let error = Broker::connect(&url).await.unwrap_err();
+        assert!(matches!(&error, BrokerError::Refused(_)), "{error}");
+        assert!(!format!("{error} {url} {url:?}").contains("s3cret"));
+    }
+    // The hosts are tried in turn.
+    let url: BrokerUrl = format!("amqp://guest:guest@127.0.0.1:1,{address}/{host}").parse().unwrap();
+    Broker::connect(&url).await.unwrap().close().await;
+    let url: BrokerUrl = "amqp://guest:guest@127.0.0.1:1/".parse().unwrap();
+    assert!(Broker::connect(&url).await.unwrap_err().is_transient());
+}
+
+#[tokio::test]
+async fn setup_names_the_argument_that_differs() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let url: BrokerUrl = server.url(&server.virtual_host()).parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    let options = QueueOptions { messages_max: NonZeroUsize::new(3), expires: None };
+    broker.declare(&url.queues.jobs, options).await.unwrap();
+    let error = broker.setup(&url.queues).await.unwrap_err();
+    let BrokerError::Refused(text) = &error else { panic!("{error}") };
+    let named = ["queue 'jobs'", "inequivalent arg 'x-", "received", "current", "run setup again"];
+    assert!(named.iter().all(|word| text.contains(word)), "{text}");
+    broker.remove(&url.queues.jobs).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn headers_of_foreign_clients_are_rendered_or_left_out() {
+    let Some(bench) = Bench::start_if_installed(Kind::Rabbitmq).await.unwrap() else { return };
+    let virtual_host = bench.url.to_string();
+    let virtual_host = virtual_host.split(['/', '?']).nth(3).unwrap();
+    let (_connection, channel) = foreign(&RabbitmqServer::shared().unwrap().url(virtual_host)).await;
+    let mut headers = FieldTable::default();
+    headers.insert("number".into(), AMQPValue::LongLongInt(-7));
+    headers.insert("truth".into(), AMQPValue::Boolean(true));
+    headers.insert("table".into(), AMQPValue::FieldTable(FieldTable::default()));
+    headers.insert("nothing".into(), AMQPValue::Void);
+    headers.insert("bytes".into(), AMQPValue::LongString(vec![0xff, b'a'].into()));
+    headers.insert(attribute::ATTEMPT.into(), AMQPValue::FieldArray(FieldArray::default()));
+    headers.insert("x-death".into(), AMQPValue::Boolean(false));
+    headers.insert("x-delivery-count".into(), AMQPValue::LongString("many".into()));
+    let properties = BasicProperties::default().with_headers(headers).with_content_type("text/plain".into());
+    send(&channel, &bench.queue, properties.with_correlation_id("c1".into()).with_reply_to("me".into())).await;
+    let mut consumer = bench.consumer(ConsumeOptions::new()).await.unwrap();
+    for attempt in 1..=2 {
+        let delivery = one(&mut consumer).await.unwrap();
+        assert_eq!(delivery.attempt, attempt);
+        let mut attributes = delivery.message.attributes.clone();
+        attributes.retain(|name, _| name != attribute::PUBLISHED_AT);
+        let expected = [
+            ("amqp-correlation-id", "c1"),
+            ("amqp-reply-to", "me"),
+            ("bytes", "\u{fffd}a"),
+            ("content-type", "text/plain"),
+            ("number", "-7"),
+            ("truth", "true"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(attributes, expected.into());
+        // It comes again as it was.
+        drop(delivery);
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_sets_aside_says_why() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let address = server.url(&server.virtual_host());
+    let url: BrokerUrl = address.parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    let (_connection, channel) = foreign(&address).await;
+    send(&channel, &url.queues.jobs, BasicProperties::default()).await;
+    let got = channel.basic_get("jobs".into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    got.delivery.reject(BasicRejectOptions { requeue: false }).await.unwrap();
+    let mut dead = broker.consumer(&url.queues.dead(), ConsumeOptions::new()).await.unwrap();
+    let letter = one(&mut dead).await.unwrap();
+    let attributes = &letter.message.attributes;
+    assert_eq!((&*attributes[attribute::DEAD_REASON], &*attributes[attribute::DEAD_QUEUE]), ("rejected", "jobs"));
+    assert_eq!(text(&letter), "a job");
+    letter.lease.ack().await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_queue_made_by_others_is_served_as_it_is() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let address = server.url(&server.virtual_host());
+    let (_connection, channel) = foreign(&address).await;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    // A classic queue: it counts no deliveries, but says that one was delivered before.
+    channel.queue_declare("theirs".into(), durable, FieldTable::default()).await.unwrap();
+    send(&channel, "theirs", BasicProperties::default()).await;
+    let url: BrokerUrl = format!("{address}?queue=theirs").parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    let mut consumer = broker.consumer("theirs", ConsumeOptions::new()).await.unwrap();
+    let held = one(&mut consumer).await.unwrap();
+    assert_eq!(held.attempt, 1);
+    broker.close().await;
+    let broker = Broker::connect(&url).await.unwrap();
+    let mut consumer = broker.consumer("theirs", ConsumeOptions::new()).await.unwrap();
+    let again = one(&mut consumer).await.unwrap();
+    assert_eq!((again.attempt, text(&again)), (2, "a job".to_owned()));
+    again.lease.ack().await.unwrap();
+    broker.close().await;
+}
