@@ -33,6 +33,7 @@ not for run: use submit and collect.";
 pub const SETUP: &str = "\
 Example:
   inferq setup --queue 'sqlite:///var/lib/inferq/queue.db?queue=embeddings'
+  inferq setup --queue 'amqp://user:password@host/vhost?queue=embeddings'
 
 It makes NAME (jobs), NAME.dead (dead letters) and NAME.results (replies that name no other
 route). What is there already stays as it is.";

@@ -26,7 +26,7 @@ pub mod work;
 /// The flags of `inferq status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or sqlite:queue.db?queue=jobs.
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
     #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
     queue: BrokerUrl,
     /// Write JSON: one object, with null for what the broker can't tell.

@@ -34,7 +34,7 @@ mod reader;
 /// The flags of `inferq submit`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or sqlite:queue.db?queue=jobs.
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
     #[arg(long, env = "INFERQ_QUEUE", value_name = "URL", required_unless_present = "dry_run")]
     queue: Option<BrokerUrl>,
     #[command(flatten)]

@@ -188,10 +188,10 @@ impl Open {
 impl Case {
     /// Ends the case with its reply.
     pub fn answered(self, reply: Reply) -> Answered {
-        let Self { route, object, traceparent, submission, lease, hold, at, .. } = self;
+        let Self { route, object, traceparent, correlation_id, submission, lease, hold, at, .. } = self;
         // Without results there is nothing to put.
         let object = object.filter(|_| !reply.results.is_empty());
-        Answered { reply, route, object, traceparent, submission, lease, hold, at }
+        Answered { reply, route, object, traceparent, correlation_id, submission, lease, hold, at }
     }
 }
 

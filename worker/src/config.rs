@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use inferq_shared::broker::BrokerUrl;
+use inferq_shared::broker::{BrokerUrl, Scheme};
 use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
@@ -97,7 +97,7 @@ pub enum EngineKind {
 /// The worker's flags, as given.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
-    /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME]
+    /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME] or amqp://user:password@host/vhost[?queue=NAME]
     #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
     pub queue: BrokerUrl,
     /// The model's directory, as Hugging Face lays it out, or a root of models as `assets sync` makes it
@@ -145,9 +145,10 @@ pub struct Args {
     /// Bytes of job bodies between receiving and settling
     #[arg(long, env = "INFERQ_IN_FLIGHT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     pub in_flight_bytes: usize,
-    /// Times a job is tried before it is answered attempts_exhausted; at least 3
-    #[arg(long, env = "INFERQ_MAX_ATTEMPTS", value_name = "N", default_value_t = 5)]
-    pub max_attempts: u32,
+    /// Times a job is tried before it is answered attempts_exhausted; at least 3 [default: 5; over RabbitMQ, which counts
+    /// every lost connection, 20]
+    #[arg(long, env = "INFERQ_MAX_ATTEMPTS", value_name = "N")]
+    pub max_attempts: Option<u32>,
     /// A lease that is not renewed for so long is over, in seconds
     #[arg(long, env = "INFERQ_LEASE_S", value_name = "S", default_value_t = 60)]
     pub lease_s: u64,
@@ -294,6 +295,11 @@ impl Args {
         })
     }
 
+    fn attempts_max(&self) -> u32 {
+        let counts_connections = matches!(self.queue.scheme, Scheme::Amqp(_));
+        self.max_attempts.unwrap_or(if counts_connections { 20 } else { 5 })
+    }
+
     fn check_ranges(&self) -> Result<(), String> {
         let sizes = [
             ("--replicas", self.replicas.map_or(1, NonZeroUsize::get), 1, 1024),
@@ -303,7 +309,7 @@ impl Args {
             ("--max-batch-items", self.max_batch_items, 1, 1 << 16),
             ("--in-flight-jobs", self.in_flight_jobs, 1, 1 << 20),
             ("--in-flight-bytes", self.in_flight_bytes, 1, 1 << 40),
-            ("--max-attempts", self.max_attempts as usize, 3, 1000),
+            ("--max-attempts", self.attempts_max() as usize, 3, 1000),
             ("--limit-body-bytes", self.limit_body_bytes, 1024, 64 << 20),
             ("--limit-items", self.limit_items, 1, 1 << 20),
             ("--limit-input-bytes", self.limit_input_bytes, 1, 64 << 20),
@@ -395,7 +401,7 @@ impl Args {
                 readable: self.allow_read.iter().cloned().collect(),
                 writable: self.allow_write.iter().cloned().collect(),
                 object_bytes: self.limit_object_bytes,
-                attempts_max: self.max_attempts,
+                attempts_max: self.attempts_max(),
                 unfit_limit: seconds(self.unfit_limit_s),
                 clock_skew: Duration::from_millis(self.clock_skew_ms),
             },

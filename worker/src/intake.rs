@@ -201,18 +201,23 @@ impl Intake {
         reply_to: Option<ReplyTo>,
     ) -> (Option<String>, Result<Option<Destination>, Refusal>) {
         match reply_to {
-            None => (None, Ok(None)),
+            None => self.clients_route(received),
             Some(ReplyTo::Queue(queue)) if self.settings.reply_queues.contains(&queue) => (Some(queue), Ok(None)),
             Some(ReplyTo::Queue(queue)) if queue == self.default_route(received) => (Some(queue), Ok(None)),
-            Some(ReplyTo::Queue(queue)) => {
-                let message =
-                    format!("reply_to.queue {queue:?} is not allowed; the operator allows one by --allow-reply-queue");
-                (None, Err(Refusal::rejected("forbidden", message)))
-            }
+            Some(ReplyTo::Queue(queue)) => (None, Err(forbidden("reply_to.queue", &queue))),
             Some(ReplyTo::Bucket { prefix, format }) => {
                 (None, self.destination(id, &prefix, format).map(|uri| Some((uri, format))))
             }
         }
+    }
+
+    /// Where an AMQP client listens, for a job that itself names no route.
+    fn clients_route(&self, received: &Received) -> (Option<String>, Result<Option<Destination>, Refusal>) {
+        let Some(queue) = received.message.attributes.get(attribute::AMQP_REPLY_TO) else { return (None, Ok(None)) };
+        let is_allowed = CLIENTS_OWN.iter().any(|prefix| queue.starts_with(prefix))
+            || self.settings.reply_queues.contains(queue)
+            || *queue == self.default_route(received);
+        if is_allowed { (Some(queue.clone()), Ok(None)) } else { (None, Err(forbidden("reply_to", queue))) }
     }
 
     /// The object that a job's results become, if the operator lets it.
@@ -340,6 +345,7 @@ impl Intake {
             object: None,
             attempt,
             traceparent: message.attributes.remove(attribute::TRACEPARENT),
+            correlation_id: message.attributes.remove(attribute::AMQP_CORRELATION_ID),
             submission: message.attributes.remove(attribute::SUBMISSION),
             lease,
             hold,
@@ -377,5 +383,14 @@ fn item_error(error: &TokenizeError) -> ReplyError {
 }
 
 mod claims;
+
+/// Queues that the broker itself names for one client: direct replies, and exclusive queues without a name.
+const CLIENTS_OWN: [&str; 2] = ["amq.rabbitmq.reply-to.", "amq.gen-"];
+
+fn forbidden(field: &str, queue: &str) -> Refusal {
+    let message = format!("{field} {queue:?} is not allowed; the operator allows one by --allow-reply-queue");
+    Refusal::rejected("forbidden", message)
+}
+
 #[cfg(test)]
 mod tests;

@@ -375,7 +375,11 @@ fn message(answered: &Answered) -> Message {
         (attribute::ITEMS.to_owned(), reply.usage.items.to_string()),
         (attribute::TOKENS.to_owned(), reply.usage.tokens.to_string()),
     ]);
-    let optional = [(attribute::TRACEPARENT, &answered.traceparent), (attribute::SUBMISSION, &answered.submission)];
+    let optional = [
+        (attribute::TRACEPARENT, &answered.traceparent),
+        (attribute::SUBMISSION, &answered.submission),
+        (attribute::AMQP_CORRELATION_ID, &answered.correlation_id),
+    ];
     for (name, value) in optional {
         if let Some(value) = value {
             attributes.insert(name.to_owned(), value.clone());

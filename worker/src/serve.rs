@@ -111,6 +111,15 @@ async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(
 /// # Errors
 /// When the model does not load or run, the broker refuses for good, or the device is lost.
 pub async fn serve(config: Config, broker: &Broker, health: Health, stop: CancellationToken) -> Result<(), ServeError> {
+    if let Some(hold) = broker.hold_max().filter(|hold| config.settings.lease_max > *hold) {
+        let (lease_max_s, hold_s) = (config.settings.lease_max.as_secs(), hold.as_secs());
+        tracing::warn!(
+            lease_max_s,
+            hold_s,
+            "the broker takes back what is held longer than its consumer timeout, unless \
+            told otherwise: jobs that take longer run again elsewhere; lower --max-lease-s, or raise the timeout"
+        );
+    }
     let Some(mut resident) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
     let mut swap = Swap::new(&config, &resident);
     // One account for all lines, so that its bounds hold whatever the line before still holds.

@@ -109,6 +109,8 @@ pub struct Case {
     pub attempt: u32,
     /// W3C trace context, passed on to the reply.
     pub traceparent: Option<String>,
+    /// An AMQP client's own number for the job.
+    pub correlation_id: Option<String>,
     /// The submission it belongs to.
     pub submission: Option<String>,
     /// The right to settle it.
@@ -234,6 +236,8 @@ pub struct Answered {
     pub object: Option<Box<Target>>,
     /// W3C trace context.
     pub traceparent: Option<String>,
+    /// An AMQP client's own number for the job.
+    pub correlation_id: Option<String>,
     /// The submission it belongs to.
     pub submission: Option<String>,
     /// The right to settle the job.

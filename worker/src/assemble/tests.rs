@@ -22,6 +22,7 @@ fn case(parameters: Parameters) -> Case {
         object: None,
         attempt: 2,
         traceparent: None,
+        correlation_id: None,
         submission: None,
         lease: Lease::new(1, settler),
         hold: InFlight::new(Bounds { jobs: 1, bytes: 1, tokens: 1 }).hold(1),
