@@ -20,7 +20,7 @@ PEERS ?=
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer clean tools
+.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer bench-rabbitmq clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -93,6 +93,10 @@ bench-producer: tools ## submit's and collect's rates on the embedded queue, and
 	"$(TARGET)/release/bench_producer" submit; \
 	"$(TARGET)/release/bench_collect" rate; \
 	"$(TARGET)/release/bench_collect" memory
+
+bench-rabbitmq: tools ## worker and submit over RabbitMQ, beside bare client loops on the same server
+	@$(CARGO) build --release --locked --workspace; \
+	"$(TARGET)/release/bench_rabbitmq"
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,7 +1,47 @@
-//! What the benchmarks have in common: medians, and raw figures in files beside the binaries.
+//! What the benchmarks have in common: medians, tables of them, and raw figures in files beside the binaries.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+
+/// Figures by row, in the order of the table.
+pub type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+/// Adds a figure to a row.
+pub fn note(figures: &mut Figures, row: &'static str, figure: f64) {
+    figures.entry(row).or_default().push(figure);
+}
+
+/// So many since then, a second.
+pub fn rate(count: usize, started: Instant) -> f64 {
+    count as f64 / started.elapsed().as_secs_f64()
+}
+
+/// Prints the rows with their medians and extremes.
+pub fn table(figures: &Figures) {
+    println!("{:<38} {:>12} {:>12} {:>12}", "row (a second, unless named)", "median", "lowest", "highest");
+    for (row, values) in figures {
+        let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let highest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        println!("{row:<38} {:>12.2} {lowest:>12.2} {highest:>12.2}", median(values));
+    }
+}
+
+/// The processor time that all threads of a process have had.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(process: u32) -> Result<Duration> {
+    let mut spent = Duration::ZERO;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let schedule = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let ns = schedule.split_whitespace().next().context("an empty schedstat")?;
+        spent += Duration::from_nanos(ns.parse()?);
+    }
+    Ok(spent)
+}
 
 /// The middle one; of an even number, the higher of the two in the middle.
 pub fn median(values: &[f64]) -> f64 {

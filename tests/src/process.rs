@@ -35,9 +35,13 @@ pub fn command(name: &str) -> Command {
 
 /// A command for `inferq-worker` on this queue file, with a health endpoint on some free port.
 pub fn worker_command(queue: &Path, flags: &[&str]) -> Command {
+    worker_on(&format!("sqlite://{}", queue.display()), flags)
+}
+
+/// A command for `inferq-worker` on the queue at this address, with a health endpoint on some free port.
+pub fn worker_on(url: &str, flags: &[&str]) -> Command {
     let mut command = command("inferq-worker");
-    let queue = format!("sqlite://{}", queue.display());
-    command.args(["--health", "127.0.0.1:0", "--queue", &queue]).args(flags);
+    command.args(["--health", "127.0.0.1:0", "--queue", url]).args(flags);
     command
 }
 
@@ -72,6 +76,11 @@ impl WorkerProcess {
     /// Waits until the worker logs this message, and returns the line.
     pub fn until_logged(&self, message: &str) -> Value {
         wait_for(&self.lines, message)
+    }
+
+    /// Its number in the system.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends the process at once, as a crash does.

@@ -4,7 +4,6 @@
 //! on standard output and every figure as JSON beside the binaries. Rounds are interleaved, so that a slow moment of
 //! the machine meets every row. The second process of a measure is this program again. It asserts nothing.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +15,7 @@ use inferq_shared::broker::{
     Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Message, Publisher, QueueOptions,
 };
 use inferq_tests::brokers::up_to;
+use inferq_tests::figures::{self, Figures, cpu_time, note, rate};
 use rusqlite::Connection;
 use serde_json::json;
 
@@ -38,9 +38,6 @@ struct Options {
     jobs: usize,
     directory: PathBuf,
 }
-
-/// Figures by row, in the order of the table.
-type Figures = BTreeMap<&'static str, Vec<f64>>;
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -263,38 +260,13 @@ fn ready(child: &mut Child) -> Result<BufReader<std::process::ChildStdout>> {
     Ok(lines)
 }
 
-/// The processor time that all threads of a process have had.
-fn cpu_time(process: u32) -> Result<Duration> {
-    let mut spent = Duration::ZERO;
-    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let schedule = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let ns = schedule.split_whitespace().next().context("an empty schedstat")?;
-        spent += Duration::from_nanos(ns.parse()?);
-    }
-    Ok(spent)
-}
-
 fn boot_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn rate(count: usize, started: Instant) -> f64 {
-    count as f64 / started.elapsed().as_secs_f64()
-}
-
-fn note(figures: &mut Figures, row: &'static str, figure: f64) {
-    figures.entry(row).or_default().push(figure);
-}
-
 fn report(options: &Options, figures: &Figures) -> Result<()> {
-    println!("{:<30} {:>12} {:>12} {:>12}", "row (a second, unless named)", "median", "lowest", "highest");
-    for (row, values) in figures {
-        let mut sorted = values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (lowest, highest) = (sorted[0], sorted[sorted.len() - 1]);
-        println!("{row:<30} {:>12.2} {lowest:>12.2} {highest:>12.2}", sorted[sorted.len() / 2]);
-    }
+    figures::table(figures);
     let binary = std::env::current_exe()?;
     let target = binary.parent().and_then(Path::parent).context("the binary lies in a target folder")?;
     let path = target.join("bench-queue.json");
