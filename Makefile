@@ -16,11 +16,12 @@ SEED_FROM ?= 0
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS := job reply broker_url line
 PEERS ?=
+MINUTES ?= 10
 
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer bench-rabbitmq clean tools
+.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer bench-rabbitmq chaos clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +40,8 @@ demo: tools ## embed 325 sentences and print the nearest ones to a few queries
 	python3 tests/tools/demo.py $(SENTENCES) "$(DEMO)/vectors.jsonl"
 
 test: tools ## every test
+	@[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -x /opt/rabbitmq/sbin/rabbitmq-server ] || \
+		echo "left out: tests on RabbitMQ (apt install rabbitmq-server; the service need not run)"
 	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
 	$(CARGO) build --release --locked --workspace; \
 	$(CARGO) test --release --locked --workspace
@@ -97,6 +100,10 @@ bench-producer: tools ## submit's and collect's rates on the embedded queue, and
 bench-rabbitmq: tools ## worker and submit over RabbitMQ, beside bare client loops on the same server
 	@$(CARGO) build --release --locked --workspace; \
 	"$(TARGET)/release/bench_rabbitmq"
+
+chaos: tools ## MINUTES=10 of faults at workers, links and a RabbitMQ of its own; every job must be answered
+	@$(CARGO) build --release --locked --workspace; \
+	INFERQ_CHAOS_SECONDS=$$(($(MINUTES) * 60)) "$(TARGET)/release/chaos"
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -6,11 +6,13 @@ mod addresses;
 mod assets;
 mod bad_input;
 mod buckets;
+mod chaos;
 mod claims;
 mod contract;
 mod documents;
 mod durability;
 mod faults;
+mod foreign_clients;
 mod hard_places;
 mod inputs;
 #[cfg(feature = "mutants")]

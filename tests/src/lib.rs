@@ -7,6 +7,7 @@
 //! [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
+pub mod chaos;
 pub mod endpoints;
 pub mod figures;
 pub mod history;

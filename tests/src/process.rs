@@ -83,6 +83,11 @@ impl WorkerProcess {
         self.child.id()
     }
 
+    /// What it has logged since it was last asked.
+    pub fn logged(&self) -> impl Iterator<Item = String> {
+        self.lines.try_iter()
+    }
+
     /// Ends the process at once, as a crash does.
     pub fn kill(mut self) {
         self.child.kill().expect("the worker can be killed");
