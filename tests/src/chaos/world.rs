@@ -3,6 +3,7 @@
 //! In: the server and the schedule. Out: the record, and files with it and the workers' logs. Jobs go out at a steady
 //! pace and are published again until they are confirmed; replies are taken and acked as they come.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
-use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Publisher, QueueNames};
+use inferq_shared::broker::{Broker, BrokerUrl, ConsumeOptions, Consumer, Publisher, QueueNames};
 use inferq_shared::reply::Reply;
 use rustix::process::Signal;
 use tokio::sync::watch;
@@ -64,35 +65,31 @@ pub(super) async fn run(server: &RabbitmqServer, options: Options) -> Result<Sum
     }
     let record = Record::new();
     let (stop, stopped) = watch::channel(false);
-    let clients = async {
-        let sent = tokio::spawn(submit(Broker::connect(&url).await?, names.clone(), record.clone(), stopped.clone()));
-        let taken = tokio::spawn(collect(Broker::connect(&url).await?, names.clone(), record.clone(), stopped));
-        anyhow::Ok((sent, taken))
+    let sent = tokio::spawn(submit(Broker::connect(&url).await?, names.clone(), record.clone(), stopped));
+    let mut taken = tokio::spawn(collect(Broker::connect(&url).await?, names.clone(), record.clone()));
+    let broke = async {
+        breakage(server, &mut workers, &record, options).await?;
+        aftermath(&mut workers, &record).await
     };
-    let (sent, taken) = clients.await?;
-    let broke = breakage(server, &mut workers, &record, options).await;
-    // Whatever went wrong is written down before it is told.
-    let settled = match &broke {
-        Ok(()) => aftermath(&mut workers, &record).await,
-        Err(_) => Ok(()),
-    };
+    let broke = broke.await;
     stop.send_replace(true);
     let left = async {
         sent.await??;
         all_answered(&record).await;
-        taken.await??;
         leftovers(&url, &names).await
     };
-    let left = timeout(AFTERMATH, left).await;
+    let left = tokio::select! {
+        left = timeout(AFTERMATH, left) => left.unwrap_or_else(|_| Ok(vec![format!("not all is done after {AFTERMATH:?}")])),
+        failed = &mut taken => Err(failed?.expect_err("it goes on until it fails")),
+    };
+    taken.abort();
+    // Whatever went wrong is written down before it is told.
     workers.iter_mut().try_for_each(Worker::keep_log)?;
     std::fs::write(folder.join("history.txt"), record.to_string())?;
     println!("history and logs: {}", folder.display());
-    broke.and(settled)?;
+    broke?;
     let mut summary = summary(&record, options);
-    match left {
-        Ok(left) => summary.broken.extend(left?),
-        Err(_) => summary.broken.push(format!("not all is answered {AFTERMATH:?} after the last fault")),
-    }
+    summary.broken.extend(left?);
     Ok(summary)
 }
 
@@ -111,12 +108,14 @@ fn summary(record: &Record, options: Options) -> Summary {
 
 /// Does what the schedule says, and samples memory between its steps.
 async fn breakage(server: &RabbitmqServer, workers: &mut [Worker], record: &Record, options: Options) -> Result<()> {
-    for step in schedule(options.seed, options.length, WORKERS) {
-        while record.elapsed() < step.at {
-            sleep((step.at - record.elapsed()).min(LOOK)).await;
+    // Time that faults themselves take is no part of the schedule: a slow restart must not let the next ones coincide.
+    let mut taken = record.elapsed();
+    for Step { at, fault, worker, begins } in schedule(options.seed, options.length, WORKERS) {
+        while let Some(left) = (at + taken).checked_sub(record.elapsed()).filter(|left| !left.is_zero()) {
+            sleep(left.min(LOOK)).await;
             look(workers, record)?;
         }
-        let Step { fault, worker, begins, .. } = step;
+        let started = record.elapsed();
         if begins {
             record.add(What::Began { fault, worker });
             begin(server, fault, &mut workers[worker])?;
@@ -124,6 +123,7 @@ async fn breakage(server: &RabbitmqServer, workers: &mut [Worker], record: &Reco
             end(server, fault, &mut workers[worker]);
             record.add(What::Healed { fault, worker });
         }
+        taken += record.elapsed() - started;
     }
     Ok(())
 }
@@ -193,53 +193,34 @@ async fn submit(broker: Broker, names: QueueNames, record: Record, stopped: watc
             .clone()
             .map(|number| job(&format!("job-{number}"), [format!("text {number}"), format!("another {number}")]))
             .collect();
-        until_done(|| publisher.publish(&names.jobs, jobs.clone())).await.context("jobs can't be published")?;
+        while let Err(e) = publisher.publish(&names.jobs, jobs.clone()).await {
+            ensure!(e.is_transient(), "jobs can't be published: {e}");
+            sleep(AGAIN).await;
+        }
         numbers.for_each(|job| record.add(What::Confirmed { job }));
     }
     broker.close().await;
     Ok(())
 }
 
-/// Tries again what fails for now.
-async fn until_done<T, F: Future<Output = Result<T, BrokerError>>>(
-    mut attempt: impl FnMut() -> F,
-) -> Result<T, BrokerError> {
-    loop {
-        match attempt().await {
-            Err(e) if e.is_transient() => sleep(AGAIN).await,
-            done => return done,
-        }
-    }
-}
-
-/// Takes replies until told to stop and all are there.
-async fn collect(broker: Broker, names: QueueNames, record: Record, mut stopped: watch::Receiver<bool>) -> Result<()> {
+/// Takes replies until it fails.
+async fn collect(broker: Broker, names: QueueNames, record: Record) -> Result<Infallible> {
     let mut consumer = broker.consumer(&names.results(), ConsumeOptions::new()).await?;
-    let all_taken = async {
-        // The other end goes when the run does.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-        all_answered(&record).await;
-    };
-    let take = async {
-        loop {
-            match consumer.receive(up_to(PULL)).await {
-                Ok(deliveries) => {
-                    let mut acks = Vec::new();
-                    for delivery in deliveries {
-                        record.add(replied(&Reply::decode(&delivery.message.body)?)?);
-                        acks.push(delivery.lease.ack());
-                    }
-                    // One that is lost comes again, and is the same then.
-                    drop(join_all(acks).await);
-                }
-                Err(e) if e.is_transient() => sleep(AGAIN).await,
-                Err(e) => return Err(anyhow::Error::new(e).context("replies can't be received")),
+    loop {
+        let deliveries = match consumer.receive(up_to(PULL)).await {
+            Err(e) if e.is_transient() => {
+                sleep(AGAIN).await;
+                continue;
             }
+            received => received.context("replies can't be received")?,
+        };
+        let mut acks = Vec::new();
+        for delivery in deliveries {
+            record.add(replied(&Reply::decode(&delivery.message.body)?)?);
+            acks.push(delivery.lease.ack());
         }
-    };
-    tokio::select! {
-        failed = take => failed,
-        () = all_taken => Ok(()),
+        // One that is lost comes again, and is the same then.
+        drop(join_all(acks).await);
     }
 }
 
@@ -320,7 +301,7 @@ fn ours(url: &str) -> String {
 
 /// Where a run's files go, beside the running program.
 fn folder(seed: u64) -> Result<PathBuf> {
-    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("chaos");
+    let folder = std::env::current_exe()?.parent().context("a program lies in a folder")?.join("chaos-runs");
     let folder = folder.join(seed.to_string());
     std::fs::create_dir_all(&folder)?;
     Ok(folder)

@@ -93,14 +93,22 @@ fn recovery_counts_from_the_end_of_a_fault() {
     assert_eq!(found, Recoveries { plain: vec![Duration::from_secs(6)], ..Recoveries::default() });
     assert_eq!(with(trouble(Fault::Alarm, 14, 15, 29)), Vec::<String>::new());
     let said = with(trouble(Fault::Alarm, 14, 15, 30));
-    assert_eq!(said, ["faults: workers answer again after 16s, not 15s (p99)"]);
+    assert_eq!(said, ["workers answer again after 16s, not 15s (p99)"]);
 }
 
 #[test]
 fn a_half_open_link_has_longer() {
     assert_eq!(with(trouble(Fault::HalfOpen, 10, 15, 40)), Vec::<String>::new());
     let said = with(trouble(Fault::HalfOpen, 10, 15, 41));
-    assert_eq!(said, ["half-open links: workers answer again after 31s, not 30s (p99)"]);
+    assert_eq!(said, ["workers answer again after 31s, not 15s (p99)"]);
+}
+
+#[test]
+fn what_follows_a_half_open_link_counts_from_its_own_end() {
+    let mut history = trouble(Fault::HalfOpen, 10, 43, 50);
+    history.insert(2, at(20, What::Began { fault: Fault::Restart, worker: 0 }));
+    history.insert(3, at(42, What::Healed { fault: Fault::Restart, worker: 0 }));
+    assert_eq!(recoveries(&history, 1).plain, [Duration::from_secs(8)]);
 }
 
 #[test]
