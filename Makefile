@@ -98,7 +98,8 @@ bench-producer: tools ## submit's and collect's rates on the embedded queue, and
 	"$(TARGET)/release/bench_collect" memory
 
 bench-rabbitmq: tools ## worker and submit over RabbitMQ, beside bare client loops on the same server
-	@$(CARGO) build --release --locked --workspace; \
+	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
+	$(CARGO) build --release --locked --workspace; \
 	"$(TARGET)/release/bench_rabbitmq"
 
 chaos: tools ## MINUTES=10 of faults at workers, links and a RabbitMQ of its own; every job must be answered

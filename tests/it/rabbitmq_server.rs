@@ -1,5 +1,12 @@
 //! The RabbitMQ servers that tests start: that they are what the tests of the broker take them for.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use inferq_tests::process::PATIENCE;
 use inferq_tests::rabbitmq::RabbitmqServer;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -60,4 +67,36 @@ async fn a_server_that_is_killed_or_stopped_starts_again_with_what_it_confirmed(
     let (_after, channel) = connect(&url).await;
     assert_eq!(next(&channel).await.as_deref(), Some(&b"before the stop"[..]));
     assert_eq!(server.close_all_connections(), 1);
+}
+
+/// Set for the process that the next test starts, which is this program again, and kills.
+const HOLDS: &str = "INFERQ_HOLDS_A_SERVER";
+
+#[test]
+fn a_server_does_not_outlive_a_test_process_that_is_killed() {
+    if std::env::var_os(HOLDS).is_some() {
+        let Some(server) = RabbitmqServer::own() else { return };
+        println!("\n{HOLDS} {} {}", server.address(), server.folder().display());
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "rabbitmq_server::a_server_does_not_outlive_a_test_process_that_is_killed", "--nocapture"])
+        .env(HOLDS, "yes")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let said = lines.find(|line| line.starts_with(HOLDS));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    // It says nothing where no server is installed.
+    let Some(said) = said else { return };
+    let [_, address, folder] = said.split(' ').collect::<Vec<_>>()[..] else { panic!("{said}") };
+    let started = Instant::now();
+    while TcpStream::connect(address).is_ok() || Path::new(folder).exists() {
+        assert!(started.elapsed() < PATIENCE, "the server, or its data, is still there");
+        std::thread::yield_now();
+    }
 }

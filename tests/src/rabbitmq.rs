@@ -96,6 +96,11 @@ impl RabbitmqServer {
         (Ipv4Addr::LOCALHOST, self.ports.amqp).into()
     }
 
+    /// Where its data and its log lie; it goes with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// A virtual host that nobody else knows: its name.
     pub fn virtual_host(&self) -> String {
         let name = format!("test-{:012x}", rand::rng().random::<u64>() >> 16);

@@ -1,11 +1,12 @@
 //! `make bench-rabbitmq`: what worker and `submit` do a second over RabbitMQ, beside bare lapin loops that do nothing else.
 //!
-//! In: `--rounds N --jobs N` (3, 20,000). Out: a table of medians on standard output, ratios, and every figure as JSON
+//! In: `--rounds N --jobs N` (3, 20,000), and INFERQ_TEST_MODEL for the rows with a model, else left out. Out: a table of medians on standard output, ratios, and every figure as JSON
 //! beside the binaries. It starts a server of its own and the real binaries. Rounds are interleaved, so that a slow
 //! moment of the machine meets every row. It asserts nothing.
 
 use std::future::Future;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use futures_util::StreamExt;
 use inferq_shared::broker::QueueNames;
 use inferq_tests::figures::{self, Figures, cpu_time, keep, median, note, rate};
 use inferq_tests::process::{WorkerProcess, command, worker_on};
-use inferq_tests::queue_file::message;
+use inferq_tests::queue_file::{self, message};
 use inferq_tests::rabbitmq::{HOW_TO_INSTALL, RabbitmqServer};
 use lapin::options::BasicAckOptions;
 use serde_json::json;
@@ -28,7 +29,10 @@ const BODY_BYTES: usize = 1024;
 const TOKENS: &str = "65536";
 /// Single jobs a round.
 const SINGLES: usize = 200;
-/// How far apart they are.
+/// Texts for the model, and how many are in a job.
+const TEXTS: usize = 4_000;
+const TEXTS_A_JOB: usize = 64;
+/// How far apart single jobs are.
 const PACE: Duration = Duration::from_millis(10);
 /// How often a queue's length is asked for.
 const ASKED_EVERY: Duration = Duration::from_millis(20);
@@ -66,11 +70,16 @@ async fn main() -> Result<()> {
         worker(&server, options.jobs, &mut figures).await?;
         submit(&server, options.jobs, &mut figures).await?;
         idle(&server, &mut figures).await?;
+        if let Ok(model) = std::env::var("INFERQ_TEST_MODEL") {
+            with_model(&server, &model, &mut figures).await?;
+        }
     }
     println!("RabbitMQ {}, jobs of {BODY_BYTES} bytes, quorum queues", server.version());
     figures::table(&figures);
-    for (ours, theirs) in [(WORKER, BARE_LOOP), (SUBMIT, BARE_PUBLISH), (WORKER_P50, BARE_P50)] {
-        println!("{ours} / {theirs}: {:.2}", median(&figures[ours]) / median(&figures[theirs]));
+    for (ours, theirs) in [(WORKER, BARE_LOOP), (SUBMIT, BARE_PUBLISH), (WORKER_P50, BARE_P50), (MODEL, RUN)] {
+        if let (Some(ours_of), Some(theirs_of)) = (figures.get(ours), figures.get(theirs)) {
+            println!("{ours} / {theirs}: {:.2}", median(ours_of) / median(theirs_of));
+        }
     }
     keep("rabbitmq", &json!({"rounds": options.rounds, "jobs": options.jobs, "figures": figures}))
 }
@@ -81,6 +90,8 @@ const BARE_P50: &str = "bare, one job, p50 ms";
 const SUBMIT: &str = "inferq submit";
 const WORKER: &str = "worker, echo engine";
 const WORKER_P50: &str = "worker, one job, linger 0, p50 ms";
+const RUN: &str = "inferq run, model, texts";
+const MODEL: &str = "worker, model, texts";
 const WORKER_CPU: &str = "worker, idle, % of a core";
 
 /// The bare loops, in a virtual host of theirs.
@@ -112,11 +123,52 @@ async fn worker(server: &RabbitmqServer, jobs: usize, figures: &mut Figures) -> 
     let worker = WorkerProcess::spawn(&mut worker_on(&ours(&url), &["--engine", "echo", "--max-batch-tokens", TOKENS]));
     worker.until_logged("ready");
     let started = Instant::now();
-    while bare::waiting(&link.channel, &results).await? < jobs {
-        tokio::time::sleep(ASKED_EVERY).await;
-    }
+    await_waiting(&link, &results, jobs).await?;
     note(figures, WORKER, rate(jobs, started));
     Ok(())
+}
+
+/// The same texts by a worker over RabbitMQ and by `inferq run`, from readiness on.
+async fn with_model(server: &RabbitmqServer, model: &str, figures: &mut Figures) -> Result<()> {
+    let words = |number: usize| "river ".repeat(3 + number.wrapping_mul(31) % 60);
+    let texts: Vec<String> = (0..TEXTS).map(|number| format!("{number} {}", words(number))).collect();
+    let (url, results) = set_up(server)?;
+    let link = bare::link(&url).await?;
+    for (number, texts) in texts.chunks(TEXTS_A_JOB).enumerate() {
+        let body = queue_file::job(&format!("job-{number}"), texts.iter().cloned()).body;
+        bare::publish(&link.channel, "jobs", &body).await?;
+    }
+    let worker = WorkerProcess::spawn(&mut worker_on(&ours(&url), &["--model", model]));
+    worker.until_logged("ready");
+    let started = Instant::now();
+    await_waiting(&link, &results, TEXTS.div_ceil(TEXTS_A_JOB)).await?;
+    note(figures, MODEL, rate(TEXTS, started));
+    drop(worker);
+    let folder = TempDir::new()?;
+    let (input, output) = (folder.path().join("texts.jsonl"), folder.path().join("vectors.jsonl"));
+    write_lines(&input, texts)?;
+    let mut run = command("inferq");
+    run.args(["run", "--health", "127.0.0.1:0", "--model", model, "--input"]).arg(&input).arg("--output").arg(&output);
+    let run = WorkerProcess::spawn(&mut run);
+    run.until_logged("ready");
+    let started = Instant::now();
+    ensure!(run.wait().success(), "inferq run failed");
+    note(figures, RUN, rate(TEXTS, started));
+    Ok(())
+}
+
+/// Returns once so many messages wait in a queue.
+async fn await_waiting(link: &bare::Link, queue: &str, count: usize) -> Result<()> {
+    while bare::waiting(&link.channel, queue).await? < count {
+        tokio::time::sleep(ASKED_EVERY).await;
+    }
+    Ok(())
+}
+
+fn write_lines(path: &Path, texts: impl IntoIterator<Item = String>) -> Result<()> {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    texts.into_iter().try_for_each(|text| writeln!(file, "{}", json!(text)))?;
+    Ok(file.into_inner()?.sync_all()?)
 }
 
 /// A worker that has nothing to do, and then one job at a time.
@@ -161,9 +213,7 @@ async fn submit(server: &RabbitmqServer, jobs: usize, figures: &mut Figures) -> 
     let (url, _) = set_up(server)?;
     let folder = TempDir::new()?;
     let input = folder.path().join("texts.jsonl");
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&input)?);
-    (0..jobs).try_for_each(|number| writeln!(file, "{}", json!(text(&number.to_string()))))?;
-    file.into_inner()?.sync_all()?;
+    write_lines(&input, (0..jobs).map(|number| text(&number.to_string())))?;
     let mut submit = command("inferq");
     submit.args(["submit", "--items-per-job", "1", "--queue", &ours(&url), "--input"]).arg(&input);
     let started = Instant::now();
