@@ -151,7 +151,8 @@ impl Intake {
             let reason = format!("{}: {}", refusal.error.code, refusal.error.message);
             return Admission::Leave(Outbound::Dead { id: None, lease: received.lease, hold: received.hold, reason });
         };
-        let case = self.case(received, id, Parameters::default(), None, Duration::ZERO);
+        let route = self.clients_route(&received).0;
+        let case = self.case(received, id, Parameters::default(), route, Duration::ZERO);
         self.refuse(case, 0, refusal)
     }
 

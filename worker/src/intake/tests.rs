@@ -99,6 +99,26 @@ fn a_reply_goes_to_the_submissions_route_or_to_an_allowed_queue() {
 }
 
 #[test]
+fn an_amqp_client_is_answered_where_it_listens_if_that_is_its_own_or_allowed() {
+    let asked = |queue: &str| {
+        let attributes = [(attribute::AMQP_REPLY_TO, queue), (attribute::AMQP_CORRELATION_ID, "c-1")];
+        intake(5).admit(received(&job().to_string(), &attributes, 1))
+    };
+    for queue in ["amq.rabbitmq.reply-to.g2dkABZ", "amq.gen-JzTY20BRgKO", "elsewhere", "jobs.results"] {
+        let Admission::Run(ticket) = asked(queue) else { panic!("{queue} is the client's own, or allowed") };
+        assert_eq!((&*ticket.case.route, ticket.case.correlation_id.as_deref()), (queue, Some("c-1")));
+    }
+    for queue in ["jobs", "jobs.dead", "others", "amq.direct", ""] {
+        assert_eq!(code(asked(queue)), (Status::Rejected, "forbidden".to_owned()), "{queue}");
+    }
+    let attributes = [(attribute::AMQP_REPLY_TO, "amq.gen-x"), (attribute::JOB_ID, "job-1")];
+    let Admission::Leave(Outbound::Reply(answered)) = intake(5).admit(received("no job", &attributes, 1)) else {
+        panic!("what can't be read is answered as well")
+    };
+    assert_eq!((&*answered.route, answered.reply.status), ("amq.gen-x", Status::Rejected));
+}
+
+#[test]
 fn what_no_worker_can_run_is_rejected_by_name() {
     let rejected = |code: &str| (Status::Rejected, code.to_owned());
     assert_eq!(code(admit(&with("inputs", json!([])))), rejected("invalid"));

@@ -26,7 +26,7 @@ use super::session::{Change, Session};
 /// Settlements that are taken up together.
 const BATCH: usize = 512;
 /// What was decided before the end is settled within so long, or by the broker.
-const LAST_WORDS: Duration = Duration::from_secs(20);
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The task's parts.
 pub(super) struct Keeper {

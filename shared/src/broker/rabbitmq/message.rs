@@ -90,21 +90,24 @@ pub(super) fn decode(properties: &BasicProperties) -> Attributes {
         let at = || seconds.saturating_mul(1000).to_string();
         attributes.entry(attribute::PUBLISHED_AT.to_owned()).or_insert_with(at);
     }
-    tell_of_death(properties, &mut attributes);
+    for (name, value) in death(properties) {
+        attributes.entry(name.to_owned()).or_insert(value);
+    }
     attributes
 }
 
-/// A message that the broker itself set aside says why in its own way; here it says so as our dead letters do.
-fn tell_of_death(properties: &BasicProperties, attributes: &mut Attributes) {
-    let Some(AMQPValue::FieldArray(deaths)) = header(properties, DEATHS) else { return };
-    let Some(AMQPValue::FieldTable(latest)) = deaths.as_slice().first() else { return };
+/// Why the broker itself set a message aside, and in which queue: it says so in its own way, here as our dead letters do.
+fn death(properties: &BasicProperties) -> Vec<(&'static str, String)> {
+    let Some(AMQPValue::FieldArray(deaths)) = header(properties, DEATHS) else { return Vec::new() };
+    let Some(AMQPValue::FieldTable(latest)) = deaths.as_slice().first() else { return Vec::new() };
     let told = |name: &str| latest.inner().get(name).and_then(rendered);
-    // A delay's end is no death.
-    let Some(reason) = told("reason").filter(|reason| reason != "expired") else { return };
-    if let Some(queue) = told("queue") {
-        attributes.entry(attribute::DEAD_QUEUE.to_owned()).or_insert(queue);
+    match (told("reason"), told("queue")) {
+        // A delay's end is no death.
+        (Some(reason), Some(queue)) if reason != "expired" => {
+            vec![(attribute::DEAD_REASON, reason), (attribute::DEAD_QUEUE, queue)]
+        }
+        _ => Vec::new(),
     }
-    attributes.entry(attribute::DEAD_REASON.to_owned()).or_insert(reason);
 }
 
 /// 1 + the times that this delivery's lease was lost: what our header says, and what the broker has counted since.
@@ -151,9 +154,12 @@ pub(super) fn dead(properties: &BasicProperties, epitaph: &Epitaph<'_>) -> Basic
     properties.clone().with_delivery_mode(PERSISTENT).with_headers(headers)
 }
 
-/// The headers without the broker's, and without the attempt.
+/// The headers without the attempt, and without the broker's, but for what these say of why it was set aside.
 fn own_headers(properties: &BasicProperties) -> FieldTable {
     let mut headers = FieldTable::default();
+    for (name, value) in death(properties) {
+        headers.insert(name.into(), text(&value));
+    }
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         if !is_the_brokers(name.as_str()) && name.as_str() != attribute::ATTEMPT {
             headers.insert(name.clone(), value.clone());
@@ -246,6 +252,18 @@ mod tests {
             assert_eq!(attempt(&with_headers(&[(attribute::ATTEMPT, text(wrong))]), false), 1);
         }
         assert_eq!(attempt(&with_headers(&[(attribute::ATTEMPT, text("4294967295")), count(9)]), false), u32::MAX);
+    }
+
+    #[test]
+    fn a_copy_remembers_why_the_broker_set_it_aside() {
+        let mut latest = FieldTable::default();
+        latest.insert("reason".into(), text("delivery_limit"));
+        latest.insert("queue".into(), text("jobs"));
+        let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(latest)].into());
+        let copy = again(&with_headers(&[(DEATHS, deaths)]), 1);
+        assert!(header(&copy, DEATHS).is_none());
+        let told = decode(&copy);
+        assert_eq!((&*told[attribute::DEAD_REASON], &*told[attribute::DEAD_QUEUE]), ("delivery_limit", "jobs"));
     }
 
     #[test]

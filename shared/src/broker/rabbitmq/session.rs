@@ -6,6 +6,7 @@
 //! cancellation as given back. So that is only done for who wants next to nothing, or lacks the memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
@@ -13,6 +14,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
+use tokio::time::timeout;
 
 use super::super::BrokerError;
 use super::desk::Wish;
@@ -23,6 +25,8 @@ use super::pool::answered;
 
 /// A consumer that wants no more than this wants nothing fetched ahead: it probes, or runs suspects apart.
 const FEW: usize = 8;
+/// A channel that does not close within so long is dropped.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// How many are fetched before their size is known.
 const UNKNOWN_SIZE_MAX: usize = 64;
 /// Bytes that may lie here although nobody has room for them.
@@ -165,6 +169,6 @@ impl Session {
     /// Closes the channel: the broker gives back what is not settled.
     pub(super) async fn close(self) {
         // What can't be closed now ends with the connection.
-        let _ = answered(self.channel.close(200, "closed".into())).await;
+        let _ = timeout(FAREWELL, self.channel.close(200, "closed".into())).await;
     }
 }
