@@ -5,6 +5,7 @@
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use futures_util::StreamExt;
 use inferq_shared::broker::{
     AnyConsumer, Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Publisher, QueueOptions,
 };
@@ -13,12 +14,16 @@ use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, up_
 use inferq_tests::rabbitmq::{RabbitmqServer, url};
 use inferq_tests::relay::Relay;
 use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::task::yield_now;
 use tokio::time::timeout;
+
+/// Where a client waits for replies without a queue.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 
 /// Calls until it is done, as workers and producers do while the broker is out of reach.
 async fn until_done<T, Called: Future<Output = Result<T, BrokerError>>>(mut call: impl FnMut() -> Called) -> T {
@@ -243,5 +248,27 @@ async fn a_queue_made_by_others_is_served_as_it_is() {
     let again = one(&mut consumer).await.unwrap();
     assert_eq!((again.attempt, text(&again)), (2, "a job".to_owned()));
     again.lease.ack().await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_direct_reply_reaches_the_client_that_waits_and_is_no_error() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let address = server.url(&server.virtual_host());
+    let (_connection, channel) = foreign(&address).await;
+    let url: BrokerUrl = address.parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let waiting = channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, FieldTable::default());
+    let mut replies = waiting.await.unwrap();
+    send(&channel, &url.queues.jobs, BasicProperties::default().with_reply_to(DIRECT_REPLY.into())).await;
+    let mut consumer = broker.consumer(&url.queues.jobs, ConsumeOptions::new()).await.unwrap();
+    let job = one(&mut consumer).await.unwrap();
+    let route = &job.message.attributes[attribute::AMQP_REPLY_TO];
+    broker.publisher().publish(route, vec![message("a reply")]).await.unwrap();
+    let reply = timeout(PATIENCE, replies.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(reply.data, b"a reply");
+    job.lease.ack().await.unwrap();
     broker.close().await;
 }

@@ -25,6 +25,10 @@ const WINDOW: usize = 1000;
 /// Bytes of all calls that may be unconfirmed; a larger message goes alone.
 const IN_FLIGHT_BYTES: u32 = 64 << 20;
 
+/// Names a waiting client rather than a queue. A mandatory message for it is returned although it was delivered:
+/// <https://www.rabbitmq.com/docs/direct-reply-to>. To a client that has gone it is lost, as the client is.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
+
 /// Publishes over one connection.
 #[derive(Clone)]
 pub struct RabbitmqPublisher {
@@ -87,7 +91,7 @@ async fn publish_one(
     message: &Outgoing,
     flight: &Flight<'_>,
 ) -> Result<PublisherConfirm, BrokerError> {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions { mandatory: !key.as_str().starts_with(DIRECT_REPLY), immediate: false };
     let properties = message.properties.clone();
     let published =
         answered(channel.channel.basic_publish("".into(), key.clone(), options, &message.body, properties)).await?;
