@@ -4,7 +4,7 @@
 //! [`endpoints`], places for objects; [`rabbitmq`], servers of it, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
 //! [`mod@line`], a worker's line in this process over real buckets;
-//! [`figures`], what benchmarks print and keep.
+//! [`chaos`], workers on RabbitMQ under a schedule of faults; [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
 pub mod chaos;
