@@ -392,6 +392,10 @@ async fn a_waiting_consumer_is_woken_by_a_release(bench: Bench) -> Result<()> {
     let mut second = bench.consumer(ConsumeOptions::new()).await?;
     let mut waiting = pin!(one(&mut second));
     ensure!(pending(waiting.as_mut()).await, "it came while leased");
+    // Who fetches ahead would have it again before anybody asks.
+    if bench.broker.capabilities().fetches_ahead {
+        first.close().await;
+    }
     held.lease.release(Duration::ZERO).await?;
     ensure!(text(&waiting.await?) == "a");
     Ok(())
