@@ -32,6 +32,8 @@ use crate::offload::Offload;
 const BLOCK: u64 = 8 << 20;
 /// Blocks read ahead of the one being written.
 const BLOCKS: usize = 8;
+/// Bytes that are hashed and written together.
+const PIECE: usize = 256 << 10;
 /// What a copy needs beside the model's own bytes: manifest, directories, notes.
 const MARGIN: u64 = 1 << 20;
 
@@ -359,8 +361,11 @@ impl Writing {
     }
 
     fn write(mut self, block: &Bytes, is_last: bool) -> Result<Written, DiskError> {
-        on(&self.path, self.file.write_all(block))?;
-        self.sha256.update(block);
+        // By pieces that stay in the processor's cache from the one to the other.
+        for piece in block.chunks(PIECE) {
+            self.sha256.update(piece);
+            on(&self.path, self.file.write_all(piece))?;
+        }
         self.size += block.len() as u64;
         if !is_last {
             return Ok(Written::Open(self));
