@@ -42,7 +42,7 @@ mod plot;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
     /// Jobs a second, on average: they come at random, as from many independent users.
     #[arg(long, value_name = "JOBS/S", default_value = "10", value_parser = rate)]

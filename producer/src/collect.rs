@@ -43,7 +43,7 @@ pub struct Args {
     queue: Option<BrokerUrl>,
     /// Take replies from the queue that this address names, instead of the submission's own route. Replies to others
     /// stay there.
-    #[arg(long, env = "INFERQ_RESULTS", value_name = "URL")]
+    #[arg(long, env = "INFERQ_RESULTS", hide_env_values = true, value_name = "URL")]
     results: Option<BrokerUrl>,
     /// Read results that a reply says lie beneath this prefix, like gs://bucket/results/. What `submit --reply-uri` or
     /// `--to` asked for is allowed already. Can be given more than once.

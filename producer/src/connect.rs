@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Scheme};
+use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Scheme, without_password};
 
 use crate::outcome::Error;
 
@@ -57,9 +57,9 @@ pub fn quoted_path(path: &Path) -> String {
     quoted(&path.display().to_string())
 }
 
-/// The command that runs now, as a shell reads it back.
+/// The command that runs now, as a shell reads it back; `***` stands for a password.
 pub fn this_command() -> String {
-    let words: Vec<_> = std::env::args_os().map(|word| quoted(&word.to_string_lossy())).collect();
+    let words: Vec<_> = std::env::args_os().map(|word| quoted(&without_password(&word.to_string_lossy()))).collect();
     words.join(" ")
 }
 

@@ -47,7 +47,7 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 pub struct QueueArgs {
     /// The address of the jobs queue whose dead letters are meant, like sqlite:///var/lib/inferq/queue.db.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
 }
 

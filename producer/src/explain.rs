@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(value_name = "ID")]
     id: String,
     /// The queue's address. Default: the one that the ledger names.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: Option<BrokerUrl>,
     /// The ledger that `submit` made.
     #[arg(long, env = "INFERQ_LEDGER", value_name = "FILE")]

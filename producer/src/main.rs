@@ -9,6 +9,7 @@ use inferq_producer::connect::say;
 use inferq_producer::outcome::{Error, Outcome};
 use inferq_producer::paint::{Paint, When};
 use inferq_producer::{bench, collect, dead, explain, help, manual, run, setup, status, submit};
+use inferq_worker::config::without_passwords;
 use inferq_worker::heaps;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,8 @@ async fn run_process() -> ExitCode {
 }
 
 fn parse() -> Result<Cli, clap::Error> {
-    let matches = Cli::command().color(color_of_help(std::env::args())).try_get_matches()?;
+    let matches = Cli::command().color(color_of_help(std::env::args())).try_get_matches();
+    let matches = matches.map_err(without_passwords)?;
     Cli::from_arg_matches(&matches)
 }
 

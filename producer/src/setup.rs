@@ -15,7 +15,7 @@ use crate::status::{read, table};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
     /// The kind of queues to declare on RabbitMQ: quorum, or classic for development [default: the address's, else quorum].
     #[arg(long, env = "INFERQ_QUEUE_TYPE", value_name = "TYPE")]

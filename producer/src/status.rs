@@ -27,7 +27,7 @@ pub mod work;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
     /// Write JSON: one object, with null for what the broker can't tell.
     #[arg(long)]

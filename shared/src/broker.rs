@@ -19,7 +19,7 @@ pub mod sqlite;
 mod url;
 
 pub use self::look::{Bodies, Browsed, Cursor, Page, Sighting, Standing, WORKER_SILENT};
-pub use self::url::{BrokerUrl, Scheme};
+pub use self::url::{BrokerUrl, Scheme, without_password};
 
 /// A message's attributes: AMQP headers, Pub/Sub attributes, a column of the embedded queue.
 pub type Attributes = BTreeMap<String, String>;

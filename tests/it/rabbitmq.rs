@@ -11,6 +11,7 @@ use inferq_shared::broker::{
 };
 use inferq_shared::job::attribute;
 use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, up_to};
+use inferq_tests::process::command;
 use inferq_tests::rabbitmq::{RabbitmqServer, url};
 use inferq_tests::relay::Relay;
 use lapin::options::{
@@ -151,6 +152,23 @@ async fn what_can_not_heal_is_refused_and_no_password_shown() {
     Broker::connect(&url).await.unwrap().close().await;
     let url: BrokerUrl = "amqp://guest:guest@127.0.0.1:1/".parse().unwrap();
     assert!(Broker::connect(&url).await.unwrap_err().is_transient());
+}
+
+#[test]
+fn no_command_line_s_error_and_no_help_shows_a_password() {
+    for program in ["inferq", "inferq-worker"] {
+        let status: &[&str] = if program == "inferq" { &["status"] } else { &[] };
+        for (queue, flags) in [
+            ("amqp://u:s3cret@h/", &["--help"][..]),
+            ("amqp://u:s3cret@h:port/", &[]),
+            ("ampq://u:s3cret@h/", &[]),
+            ("amqp://u:s3cret@h/", &["amqp://u:s3cret@h/"]),
+        ] {
+            let ran = command(program).args(status).args(flags).env("INFERQ_QUEUE", queue).output().unwrap();
+            let said = String::from_utf8([ran.stdout, ran.stderr].concat()).unwrap();
+            assert!(said.contains("queue") && !said.contains("s3cret"), "{program} {flags:?}: {said}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args as ClapArgs, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use inferq_shared::broker::{BrokerUrl, Scheme};
+use inferq_shared::broker::{BrokerUrl, Scheme, without_password};
 use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
@@ -77,12 +78,23 @@ pub fn command() -> Command {
 /// # Errors
 /// When it can't be understood, and when it asks for help.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
-    let matches = command().try_get_matches_from(words)?;
+    let matches = command().try_get_matches_from(words).map_err(without_passwords)?;
     match matches.subcommand() {
         Some(("health", matches)) => ProbeArgs::from_arg_matches(matches).map(Asked::Health),
         Some((_, matches)) => assets::command::Command::from_arg_matches(matches).map(Asked::Assets),
         None => Args::from_arg_matches(&matches).map(|args| Asked::Work(Box::new(args))),
     }
+}
+
+/// An error of the command line, which quotes the word that it is about: without the password that may be in it.
+pub fn without_passwords(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
+        if let Some(ContextValue::String(word)) = error.get(kind) {
+            let shown = without_password(word);
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
+    error
 }
 
 /// The engines.
@@ -98,7 +110,7 @@ pub enum EngineKind {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
     /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME] or amqp://user:password@host/vhost[?queue=NAME]
-    #[arg(long, env = "INFERQ_QUEUE", value_name = "URL")]
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     pub queue: BrokerUrl,
     /// The model's directory, as Hugging Face lays it out, or a root of models as `assets sync` makes it
     #[arg(long, env = "INFERQ_MODEL", value_name = "DIR", required_if_eq("engine", "burn"))]

@@ -57,6 +57,16 @@ impl FromStr for BrokerUrl {
     }
 }
 
+/// A word of a command line, without the password if it is an address that has one.
+pub fn without_password(word: &str) -> String {
+    let found = word.find("://").and_then(|scheme| {
+        let host = word.rfind('@').filter(|host| *host > scheme)?;
+        let colon = word[scheme + 3..host].find(':')?;
+        Some((scheme + 3 + colon, host))
+    });
+    found.map_or_else(|| word.to_owned(), |(colon, host)| format!("{}:***{}", &word[..colon], &word[host..]))
+}
+
 fn unknown(address: &str) -> String {
     // Only the scheme: what follows may hold a password.
     let scheme = address.split_once(':').map_or("none", |(scheme, _)| scheme);
@@ -114,6 +124,20 @@ impl fmt::Display for BrokerUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_shown_without_its_password() {
+        for (word, shown) in [
+            ("amqp://u:s3cret@h/v", "amqp://u:***@h/v"),
+            ("--queue=amqps://u:s3/cr@et@a,b:1/v?queue=q", "--queue=amqps://u:***@a,b:1/v?queue=q"),
+            ("ampq://u:s3cret@h:port", "ampq://u:***@h:port"),
+            ("amqp://u@h:5672/v", "amqp://u@h:5672/v"),
+            ("sqlite:///a/b.db", "sqlite:///a/b.db"),
+            ("a@b:c", "a@b:c"),
+        ] {
+            assert_eq!(without_password(word), shown);
+        }
+    }
 
     #[test]
     fn addresses_are_read_and_written_back() {
