@@ -21,7 +21,7 @@ MINUTES ?= 10
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants bench-engine bench-queue bench-producer bench-rabbitmq chaos clean tools
+.PHONY: help demo test lint fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq chaos clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,9 @@ soak: tools ## the simulation over SEEDS=20000 seeds from SEED_FROM=0 on
 
 mutants: tools ## planted faults: the simulation must catch each within 500 seeds
 	$(CARGO) test --release --locked --workspace --features inferq-tests/mutants --test it -- --nocapture mutants
+
+compose-test: ## docker-compose.yaml for real: 500 texts, a worker killed, RabbitMQ restarted; needs docker
+	@tests/tools/compose_test.sh
 
 bench-engine: tools ## the engine by length and batch, and inferq run against it; PEERS=1 adds onnxruntime
 	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
