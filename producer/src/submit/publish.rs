@@ -6,8 +6,8 @@
 use std::thread;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Message, Publisher, QueueOptions};
 use inferq_shared::job::attribute;
@@ -48,8 +48,8 @@ pub(super) const ROUTE_EXPIRES: Duration = Duration::from_secs(31 * 86400);
 const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(200) };
 /// Waiting for so long is worth a line.
 const SAY_AFTER: Duration = Duration::from_secs(3);
-/// Publishes that wait for their confirm.
-const GROUPS_IN_FLIGHT: usize = 2;
+/// Publishes that wait for their confirm: enough that the broker has work while the ledger is synced.
+const GROUPS_IN_FLIGHT: usize = 8;
 /// How often progress is told when nothing else happens.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -116,8 +116,9 @@ impl Submission<'_> {
                 biased;
                 () = stop.cancelled() => return Err(Error::Interrupted("interrupted".to_owned())),
                 Some(done) = in_flight.next() => {
-                    let done: Done = done?;
+                    let (done, failed) = so_far(done, &mut in_flight);
                     self.ledger.with(|ledger| ledger.record_confirmed(&done.chunks))?;
+                    failed?;
                     rows += done.chunks.iter().map(Confirmed::rows).sum::<u64>();
                     published.jobs += done.jobs;
                     published.chunks += done.chunks.len() as u64;
@@ -195,11 +196,37 @@ impl Submission<'_> {
     }
 }
 
-/// A group that the broker has confirmed.
+/// `first` and the groups after it that are confirmed by now, as one: the ledger is synced once for all of them. What
+/// failed after them comes beside them, as they must be recorded all the same.
+fn so_far<F: Future<Output = Result<Done, Error>>>(
+    first: Result<Done, Error>,
+    in_flight: &mut FuturesOrdered<F>,
+) -> (Done, Result<(), Error>) {
+    let (mut all, mut next) = (Done::default(), Some(first));
+    while let Some(done) = next {
+        match done {
+            Ok(done) => all.extend(done),
+            Err(error) => return (all, Err(error)),
+        }
+        next = in_flight.next().now_or_never().flatten();
+    }
+    (all, Ok(()))
+}
+
+/// Groups that the broker has confirmed.
+#[derive(Default)]
 struct Done {
     chunks: Vec<Confirmed>,
     jobs: u64,
     fraction: Option<f64>,
+}
+
+impl Done {
+    fn extend(&mut self, later: Self) {
+        self.chunks.extend(later.chunks);
+        self.jobs += later.jobs;
+        self.fraction = later.fraction;
+    }
 }
 
 /// The messages as published at `now`.
