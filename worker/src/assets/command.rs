@@ -177,7 +177,7 @@ pub enum Failure {
         free: String,
     },
     /// Files are not what the manifest says.
-    #[error("{}: {damaged} of {files} files are damaged: remove it and sync again", directory.display())]
+    #[error("{}: {damaged} of {files} files are damaged: run inferq-worker assets sync again", directory.display())]
     Damaged {
         /// Where they lie.
         directory: PathBuf,
