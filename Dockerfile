@@ -40,7 +40,7 @@ LABEL org.opencontainers.image.title="inferq" \
 # Root certificates, for brokers and buckets over TLS.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --system --uid 10001 --user-group --no-create-home inferq \
     && install -d -o inferq -g inferq /models /data
 COPY --from=build /inferq /inferq-worker /usr/local/bin/
