@@ -15,12 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connect::{connect, quoted_path, say};
 use crate::follow::Follower;
-use crate::ledger::{Counts, Ledger, LedgerError, SharedLedger};
+use crate::ledger::{Counts, Ledger, LedgerError, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::output::{OutputArgs, Target};
 use crate::pointer::Pointers;
 use crate::progress::{Progress, Total, grouped};
-use crate::recipe::REPLY_URI;
 use crate::summary::Summary;
 
 pub use self::receive::Collector;
@@ -107,7 +106,7 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
 /// whole asked for them must be among that: their replies would be dead letters else.
 fn allowed(ledger: &Ledger, more: &[Uri]) -> Result<AllowList, Error> {
     let plan = ledger.plan()?;
-    let asked = plan.as_ref().and_then(|plan| plan.parameters.get(REPLY_URI)?.as_str()?.parse().ok());
+    let asked = plan.as_ref().and_then(Plan::reply_uri);
     let allowed: AllowList = asked.into_iter().chain(more.iter().cloned()).collect();
     let denied = ledger.asked()?.into_iter().find(|prefix| allowed.check(prefix, "--allow-read").is_err());
     denied.map_or(Ok(allowed), |prefix| {

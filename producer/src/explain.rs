@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use inferq_shared::broker::BrokerUrl;
 use inferq_shared::bucket::{AllowList, Buckets, Uri};
-use inferq_shared::job::{Inputs, Job, ReplyTo};
+use inferq_shared::job::{Inputs, Job};
 use inferq_shared::reply::{Reply, ReplyError, Timings};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -16,12 +16,11 @@ use self::logs::{Line, Lines};
 use self::parts::Parts;
 use self::places::{Place, Search};
 use crate::connect::{connect, failed, print};
-use crate::ledger::Ledger;
 use crate::ledger::lookup::Found;
+use crate::ledger::{Ledger, Plan};
 use crate::outcome::{Error, Outcome};
 use crate::paint::Paint;
 use crate::progress::grouped;
-use crate::recipe::REPLY_URI;
 use crate::shown;
 
 mod logs;
@@ -164,7 +163,7 @@ impl Explanation {
         };
         let plan = ledger.plan()?;
         let queue = plan.as_ref().and_then(|plan| plan.queue.parse().ok());
-        let asked = plan.as_ref().and_then(|plan| plan.parameters.get(REPLY_URI)?.as_str()?.parse().ok());
+        let asked = plan.as_ref().and_then(Plan::reply_uri);
         if let Some(found) = ledger.look_up(&self.id)? {
             self.job = Some(found.answered.job.to_string());
             self.item = found.item;
@@ -273,10 +272,7 @@ impl Explanation {
 }
 
 fn prefix_of(job: &Job) -> Option<Uri> {
-    match &job.reply_to {
-        Some(ReplyTo::Bucket { prefix, .. }) => Uri::parse(prefix).ok(),
-        _ => None,
-    }
+    Uri::parse(job.reply_to.as_ref()?.prefix()?).ok()
 }
 
 fn shards_of(job: &Job) -> Option<u32> {

@@ -77,6 +77,9 @@ pub enum LedgerError {
     },
 }
 
+/// A plan's name for the prefix that results were asked for at.
+pub const REPLY_URI: &str = "reply-uri";
+
 /// What a submission does to its input. Two runs with the same plan and input make the same jobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -84,6 +87,13 @@ pub struct Plan {
     pub queue: String,
     /// What every job says besides its items, as JSON by flag name.
     pub parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Plan {
+    /// Where the submission's results were asked for, if in a bucket.
+    pub fn reply_uri(&self) -> Option<Uri> {
+        self.parameters.get(REPLY_URI)?.as_str()?.parse().ok()
+    }
 }
 
 /// A ledger, open and locked.

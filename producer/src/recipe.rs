@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::chunk::{ChunkLimits, Work};
-use crate::ledger::job_id;
+use crate::ledger::{REPLY_URI, job_id};
 use crate::outcome::Error;
 use crate::source::{Columns, Fields, Format, Reading, ReadyJob, Source};
 use crate::tokens::TokenCounter;
@@ -90,9 +90,6 @@ pub struct JobArgs {
     #[arg(long, env = "INFERQ_METADATA", value_name = "JSON", value_parser = metadata)]
     pub metadata: Option<Metadata>,
 }
-
-/// The ledger's name for the prefix that results were asked for at.
-pub const REPLY_URI: &str = "reply-uri";
 
 /// Checked: what every job of a submission says besides its items.
 #[derive(Debug, Clone)]
@@ -223,17 +220,10 @@ impl Recipe {
             ("id-field", json!(input.id_field)),
             ("column", json!(input.column.join(" "))),
             ("id-column", json!(input.id_column)),
-            (REPLY_URI, json!(self.reply_prefix())),
+            (REPLY_URI, json!(self.reply_to.as_ref().and_then(ReplyTo::prefix))),
             ("reply-format", json!(self.reply_format())),
         ];
         named.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()
-    }
-
-    fn reply_prefix(&self) -> Option<&str> {
-        match &self.reply_to {
-            Some(ReplyTo::Bucket { prefix, .. }) => Some(prefix),
-            _ => None,
-        }
     }
 
     fn reply_format(&self) -> Option<&str> {

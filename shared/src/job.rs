@@ -258,6 +258,16 @@ pub enum ReplyTo {
     },
 }
 
+impl ReplyTo {
+    /// The prefix beneath which results are put, if they are asked for in a bucket.
+    pub fn prefix(&self) -> Option<&str> {
+        match self {
+            Self::Queue(_) => None,
+            Self::Bucket { prefix, .. } => Some(prefix),
+        }
+    }
+}
+
 impl Serialize for ReplyTo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;

@@ -3,7 +3,7 @@
 //! In: chunks in input order. Out: whether a chunk is confirmed, and the refusal of one that is not what it was. Of a
 //! chunk it keeps a digest, its items' ids and its bad lines; no texts.
 
-use inferq_shared::job::{Inputs, ReplyTo};
+use inferq_shared::job::Inputs;
 use inferq_shared::reply::ReplyError;
 use rusqlite::{ErrorCode, OptionalExtension, params};
 
@@ -163,10 +163,7 @@ impl Ledger {
 
 fn asked_by(work: &Work) -> Option<String> {
     match work {
-        Work::Job(ready) => match &ready.job.reply_to {
-            Some(ReplyTo::Bucket { prefix, .. }) => Some(prefix.clone()),
-            _ => None,
-        },
+        Work::Job(ready) => ready.job.reply_to.as_ref()?.prefix().map(str::to_owned),
         Work::Items(_) => None,
     }
 }
