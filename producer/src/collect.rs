@@ -37,8 +37,8 @@ pub struct Args {
     /// Stop after so many seconds, say what is missing, and exit 75. Nothing is lost; the same command goes on.
     #[arg(long, env = "INFERQ_TIMEOUT_S", value_name = "SECONDS")]
     timeout_s: Option<u64>,
-    /// The queue's address, when it is no longer the one that `submit` used.
-    #[arg(long, value_name = "URL")]
+    /// The queue's address. Default: the one that the ledger names, which has no password.
+    #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: Option<BrokerUrl>,
     /// Take replies from the queue that this address names, instead of the submission's own route. Replies to others
     /// stay there.
