@@ -50,8 +50,10 @@ pub mod attribute {
     pub const AMQP_REPLY_TO: &str = "amqp-reply-to";
     /// Over AMQP: the client's own number for the job, its `correlation_id`.
     pub const AMQP_CORRELATION_ID: &str = "amqp-correlation-id";
-    /// W3C trace context.
+    /// W3C trace context: the trace, and the span that the message follows.
     pub const TRACEPARENT: &str = "traceparent";
+    /// W3C trace context: what tracing systems keep beside that.
+    pub const TRACESTATE: &str = "tracestate";
     /// On shards: the job that it is a piece of.
     pub const PARENT: &str = "inferq-parent";
     /// On replies: how the job ended.

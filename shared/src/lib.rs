@@ -8,7 +8,7 @@
 //! - [`packing`]: how a file or object is compressed; [`digest`]: what is in it, in short.
 //! - [`presence`]: what a worker says of itself for others to read.
 //! - [`backoff`]: how long to wait before trying again.
-//! - [`telemetry`]: logs and metrics, and the names they use.
+//! - [`telemetry`]: logs, metrics and traces, and the names they use.
 //!
 //! The words are those of ARCHITECTURE.md's glossary: a producer publishes a *job* of *items*; a worker receives it as
 //! a *delivery* with a *lease*, and answers with a *reply* on the job's *route*; what nobody can answer becomes a

@@ -1,4 +1,4 @@
-//! Logs and metrics: installs them, and owns their names. The only file that sets process-wide state.
+//! Logs, metrics and traces: installs them, and owns their names. The only file that sets process-wide state.
 //!
 //! In: a filter, and one call where a stage hands over. Out: log lines on stderr (for a person on a terminal, else JSON
 //! in Cloud Logging's field names) and the text of `/metrics`. It never sees what is inside a job.
@@ -17,6 +17,7 @@ use crate::bucket::BucketError;
 
 mod cloud;
 pub mod story;
+pub mod traces;
 
 /// The names of the metrics; docs/operations.md lists them.
 pub mod metric {
@@ -64,6 +65,8 @@ pub mod metric {
     pub const MODEL_SWAPS: &str = "inferq_model_swaps_total";
     /// Seconds that each start-up phase took, by `phase`.
     pub const STARTUP_SECONDS: &str = "inferq_startup_seconds";
+    /// Jobs without spans because more came than are traced.
+    pub const TRACES_LEFT_OUT: &str = "inferq_traces_left_out_total";
 }
 
 /// What was installed.
@@ -149,6 +152,7 @@ fn describe() {
     describe_counter!(metric::BUCKET_FAILURES, "Calls to buckets that failed, by call");
     describe_counter!(metric::OBJECTS, "Objects of results, by result: put, or there already");
     describe_counter!(metric::MODEL_SWAPS, "Changes of the model's revision while the worker ran, by result");
+    describe_counter!(metric::TRACES_LEFT_OUT, "Jobs without spans because more came than are traced");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
     describe_gauge!(metric::STATE, "1 for the state that the worker is in");
     describe_gauge!(metric::STARTUP_SECONDS, "Seconds that each start-up phase took");
