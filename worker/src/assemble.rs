@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use inferq_shared::job::{Encoding, JobId, Parameters, VERSION};
 use inferq_shared::reply::{Embedding, ItemResult, Label, Reply, ReplyError, Status, Timings, Usage};
+use inferq_shared::telemetry::traces::Parent;
 use tokio::sync::oneshot;
 
 use crate::engine::{Answer, ModelInfo};
@@ -103,7 +104,17 @@ enum Owner {
     /// The submitter, by a reply.
     Job(Case),
     /// Who reads the rest of the job's inputs.
-    Reader { id: JobId, parameters: Parameters, index: u32, hold: Hold, back: oneshot::Sender<WindowEnd> },
+    Reader(Reader),
+}
+
+#[derive(Debug)]
+struct Reader {
+    id: JobId,
+    parameters: Parameters,
+    index: u32,
+    hold: Hold,
+    trace: Option<Parent>,
+    back: oneshot::Sender<WindowEnd>,
 }
 
 impl Open {
@@ -115,8 +126,8 @@ impl Open {
 
     /// A window's items, likewise.
     pub fn of_window(window: Window) -> Self {
-        let Window { id, parameters, index, items, hold, back, .. } = window;
-        Self::of(Owner::Reader { id, parameters, index, hold, back }, items)
+        let Window { id, parameters, index, items, hold, trace, back, .. } = window;
+        Self::of(Owner::Reader(Reader { id, parameters, index, hold, trace, back }), items)
     }
 
     fn of(owner: Owner, items: Vec<TicketItem>) -> Self {
@@ -151,11 +162,13 @@ impl Open {
             (first..).zip(items.into_iter().zip(answers)).map(result).collect()
         };
         match owner {
-            Owner::Job(case) => {
+            Owner::Job(mut case) => {
+                case.trace.skip();
                 let reply = signature.whole(&case, results(0, case.parameters), run);
+                case.trace.stage("assemble");
                 Some(Outbound::Reply(Box::new(case.answered(reply))))
             }
-            Owner::Reader { parameters, index, hold, back, .. } => {
+            Owner::Reader(Reader { parameters, index, hold, back, .. }) => {
                 // A reader that is gone wants no answers.
                 let _ = back.send(WindowEnd::Answered(results(index, parameters), run));
                 drop(hold);
@@ -168,7 +181,7 @@ impl Open {
     pub fn release(self, reason: ReleaseReason) -> Option<Outbound> {
         match self.owner {
             Owner::Job(case) => Some(case.release(reason)),
-            Owner::Reader { hold, back, .. } => {
+            Owner::Reader(Reader { hold, back, .. }) => {
                 let _ = back.send(WindowEnd::Released(reason));
                 drop(hold);
                 None
@@ -176,11 +189,26 @@ impl Open {
         }
     }
 
+    /// Lets go of the job, its attempt spent: the device was lost on it.
+    pub fn lose(self) {
+        if let Owner::Job(case) = self.owner {
+            case.trace.fail("dropped", "device_lost");
+        }
+    }
+
     /// The job's id.
     pub fn id(&self) -> &JobId {
         match &self.owner {
             Owner::Job(case) => &case.id,
-            Owner::Reader { id, .. } => id,
+            Owner::Reader(reader) => &reader.id,
+        }
+    }
+
+    /// The job's span, if it has one.
+    pub fn trace(&self) -> Option<&Parent> {
+        match &self.owner {
+            Owner::Job(case) => case.trace.parent(),
+            Owner::Reader(reader) => reader.trace.as_ref(),
         }
     }
 }
@@ -188,10 +216,10 @@ impl Open {
 impl Case {
     /// Ends the case with its reply.
     pub fn answered(self, reply: Reply) -> Answered {
-        let Self { route, object, traceparent, correlation_id, submission, lease, hold, at, .. } = self;
+        let Self { route, object, trace, correlation_id, submission, lease, hold, at, .. } = self;
         // Without results there is nothing to put.
         let object = object.filter(|_| !reply.results.is_empty());
-        Answered { reply, route, object, traceparent, correlation_id, submission, lease, hold, at }
+        Answered { reply, route, object, trace, correlation_id, submission, lease, hold, at }
     }
 }
 

@@ -159,6 +159,7 @@ impl<P: Publisher> Desk<P> {
             None => self.whole(&mut claim).await,
         };
         let mut case = claim.case;
+        case.trace.stage("claim");
         match ended {
             Ok(Answer::Reply(reply)) => Some(Outbound::Reply(Box::new(case.answered(*reply)))),
             Ok(Answer::Results(reply, target)) => {
@@ -175,6 +176,7 @@ impl<P: Publisher> Desk<P> {
             Err(Ended::Undeliverable(reason)) => Some(case.dead(reason)),
             Err(Ended::Lost) => {
                 story::dropped(&case.id);
+                case.trace.fail("dropped", "device_lost");
                 None
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inferq_shared::reply::ReplyError;
+use inferq_shared::telemetry::traces::{self, BatchRan, JobInBatch};
 use inferq_shared::telemetry::{self, story};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -269,6 +270,32 @@ impl Desk {
         }
     }
 
+    /// Says to the traces of its jobs how a batch ran.
+    fn trace(&self, ran: &Ran) {
+        let mut jobs = BTreeMap::<JobKey, JobInBatch<'_>>::new();
+        for row in ran.batch.rows() {
+            for member in &row.members {
+                let Some(job) = self.open.get(&member.job).and_then(Open::trace) else { continue };
+                let one = JobInBatch { job, items: 0, waited_since: row.waited_since };
+                let one = jobs.entry(member.job).or_insert(one);
+                one.items += 1;
+                one.waited_since = one.waited_since.min(row.waited_since);
+            }
+        }
+        let Ran { lane, batch, outcome, started, took } = ran;
+        let ran = BatchRan {
+            jobs: jobs.into_values().collect(),
+            items: batch.rows().len(),
+            tokens: batch.real_tokens(),
+            padded_tokens: batch.padded_tokens(),
+            replica: *lane,
+            started: *started,
+            took: *took,
+            lost: outcome.is_err(),
+        };
+        ran.tell();
+    }
+
     fn free_lane(&self) -> Option<usize> {
         let (lane, least) = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.batches)?;
         (least.batches < BATCHES_A_LANE).then_some(lane)
@@ -278,6 +305,9 @@ impl Desk {
         let Some(ran) = ran else { return Err(DeviceLost("no replica is left".to_owned())) };
         self.lanes[ran.lane].has_run();
         self.tally.add(&ran);
+        if traces::is_on() {
+            self.trace(&ran);
+        }
         match ran.outcome {
             Ok(mut answers) => {
                 let lengths = || ran.batch.rows().iter().map(Row::length).collect::<Vec<_>>();
@@ -317,6 +347,7 @@ impl Desk {
         for member in batch.rows().iter().flat_map(|row| &row.members) {
             if let Some(open) = self.open.remove(&member.job) {
                 story::dropped(open.id());
+                open.lose();
             }
         }
     }

@@ -13,6 +13,7 @@ use inferq_shared::job::{
 };
 use inferq_shared::reply::{ReplyError, Status};
 use inferq_shared::telemetry::story;
+use inferq_shared::telemetry::traces::{self, JobReceived, Trace, TraceContext};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::assemble::Signature;
@@ -190,6 +191,7 @@ impl Intake {
         let items = self.tokenise(&case.id, parameters.truncate, items);
         case.hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
         case.intake = self.clock.now().saturating_duration_since(started);
+        case.trace.stage("intake");
         let deadline = deadline.filter(|_| !crate::mutant::active("deadlines_ignored"));
         Admission::Run(Ticket { case, items, deadline: deadline.map(|deadline| self.instant_of(deadline)) })
     }
@@ -329,7 +331,7 @@ impl Intake {
 
     fn case(
         &self,
-        received: Received,
+        mut received: Received,
         id: JobId,
         parameters: Parameters,
         route: Option<String>,
@@ -337,6 +339,7 @@ impl Intake {
     ) -> Case {
         let route = route.unwrap_or_else(|| self.default_route(&received));
         let queued = self.published_at(&received).map(|at| self.clock.since(at)).unwrap_or_default();
+        let trace = self.trace(&mut received, &id, queued);
         let Received { mut message, attempt, lease, hold, at } = received;
         Case {
             id,
@@ -345,7 +348,7 @@ impl Intake {
             route,
             object: None,
             attempt,
-            traceparent: message.attributes.remove(attribute::TRACEPARENT),
+            trace,
             correlation_id: message.attributes.remove(attribute::AMQP_CORRELATION_ID),
             submission: message.attributes.remove(attribute::SUBMISSION),
             lease,
@@ -354,6 +357,26 @@ impl Intake {
             queued,
             intake,
         }
+    }
+
+    /// Begins its span, where traces are on.
+    fn trace(&self, received: &mut Received, id: &JobId, queued: Duration) -> Trace {
+        let came = TraceContext::take(&mut received.message.attributes);
+        if !traces::is_on() {
+            return Trace::passing(came);
+        }
+        let (attributes, queues) = (&received.message.attributes, &self.settings.queues);
+        let queue = if attributes.contains_key(attribute::PARENT) { queues.shards() } else { queues.jobs.clone() };
+        let job = JobReceived {
+            id,
+            queue: &queue,
+            submission: attributes.get(attribute::SUBMISSION).map(String::as_str),
+            attempt: received.attempt,
+            worker: &self.signature.worker,
+            at: received.at,
+            queued,
+        };
+        Trace::processing(came, &job)
     }
 
     fn published_at(&self, received: &Received) -> Option<Timestamp> {

@@ -91,13 +91,14 @@ impl Look {
         }
     }
 
-    fn looking_for(&mut self, ticket: Ticket) -> impl Future<Output = Looked> + use<> {
+    fn looking_for(&mut self, mut ticket: Ticket) -> impl Future<Output = Looked> + use<> {
         let (buckets, signature) = (self.buckets.clone(), Arc::clone(&self.signature));
         self.patience.seed = self.patience.seed.wrapping_add(1);
         let mut patience = self.patience.clone();
         async move {
             let Some(target) = ticket.case.object.clone() else { return Looked::Absent(Box::new(ticket)) };
             let kept = patience.ask("look", ticket.case.at, || buckets.digest(&target.uri)).await;
+            ticket.case.trace.stage("look");
             match kept {
                 Ok(None) => Looked::Absent(Box::new(ticket)),
                 Ok(Some(kept)) => Looked::Leave(there(ticket, &target, kept.as_deref(), &signature)),

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use inferq_shared::telemetry::{self, Telemetry};
+use inferq_shared::telemetry::{self, Telemetry, traces};
 use inferq_worker::assets;
 use inferq_worker::config::{Args, Asked, Config, parse};
 use inferq_worker::health::Health;
@@ -39,6 +39,9 @@ fn worker(args: Args) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
+    if let Err(error) = traces::install("inferq-worker", &config.queue) {
+        tracing::warn!(%error, "going on without traces");
+    }
     let runtime = runtime().expect("the system has room for a runtime's threads");
     let code = runtime.block_on(run(config, telemetry));
     // What still computes at the drain limit is not waited for.
@@ -93,6 +96,7 @@ async fn run(config: Config, telemetry: Telemetry) -> u8 {
         () = endpoint.serve() => unreachable!("the endpoint serves until it is dropped"),
         () = signals::second(&stop) => return 1,
     };
+    traces::end();
     match ended {
         Ok(()) => 0,
         Err(error) => {

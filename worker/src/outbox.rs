@@ -15,6 +15,7 @@ use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Attributes, BrokerError, Lease, Message, Publisher};
 use inferq_shared::bucket::Buckets;
 use inferq_shared::job::{JobId, VERSION, attribute};
+use inferq_shared::telemetry::traces::Trace;
 use inferq_shared::telemetry::{self, story};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -333,18 +334,26 @@ impl<P: Publisher> Flight<P> {
 
 async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
     let settlements = answered.into_iter().map(|answered| {
-        let Answered { reply, lease, hold, at, .. } = answered;
+        let Answered { reply, mut trace, lease, hold, at, .. } = answered;
         let landing = &landing;
         async move {
             match landing {
                 Landing::Confirmed => {
                     story::confirmed(&reply, at);
-                    story::acked(&reply, at, lease.ack().await);
+                    trace.stage("publish");
+                    let acked = lease.ack().await;
+                    trace.stage("settle");
+                    match &acked {
+                        Ok(()) => trace.answered(&reply),
+                        Err(_) => trace.fail("not_settled", "not_settled"),
+                    }
+                    story::acked(&reply, at, acked);
                 }
-                Landing::Released(reason) => release(&reply.id, lease, *reason).await,
-                Landing::NoRoom => release(&reply.id, lease, ReleaseReason::RouteFull).await,
+                Landing::Released(reason) => release(&reply.id, trace, lease, *reason).await,
+                Landing::NoRoom => release(&reply.id, trace, lease, ReleaseReason::RouteFull).await,
                 Landing::Undeliverable(error) => {
                     let reason = format!("reply_undeliverable: {error} (route {route})");
+                    trace.fail("dead_lettered", &reason);
                     story::dead_lettered(Some(&reply.id), &reason, lease.dead_letter(reason.as_str()).await);
                 }
             }
@@ -354,7 +363,8 @@ async fn settle(answered: Vec<Answered>, landing: Landing, route: &str) {
     join_all(settlements).await;
 }
 
-async fn release(id: &JobId, lease: Lease, reason: ReleaseReason) {
+async fn release(id: &JobId, trace: Trace, lease: Lease, reason: ReleaseReason) {
+    trace.released(reason.as_str());
     // What a full route holds back waits, so that others get their turn.
     let after = if reason == ReleaseReason::RouteFull { FULL_ROUTE_WAIT } else { Duration::ZERO };
     story::released(Some(id), reason.as_str(), after, lease.release(after).await);
@@ -375,15 +385,13 @@ fn message(answered: &Answered) -> Message {
         (attribute::ITEMS.to_owned(), reply.usage.items.to_string()),
         (attribute::TOKENS.to_owned(), reply.usage.tokens.to_string()),
     ]);
-    let optional = [
-        (attribute::TRACEPARENT, &answered.traceparent),
-        (attribute::SUBMISSION, &answered.submission),
-        (attribute::AMQP_CORRELATION_ID, &answered.correlation_id),
-    ];
+    let optional =
+        [(attribute::SUBMISSION, &answered.submission), (attribute::AMQP_CORRELATION_ID, &answered.correlation_id)];
     for (name, value) in optional {
         if let Some(value) = value {
             attributes.insert(name.to_owned(), value.clone());
         }
     }
+    answered.trace.context().put(&mut attributes);
     Message { body: Bytes::from(reply.encode()), attributes }
 }

@@ -40,6 +40,7 @@ impl Put {
         let Some(body) = encoded else { return Some(answered) };
         let mark = Mark::new(&target.digest, &answered.reply);
         let created = self.create(&answered.reply.id, &target, body, mark, answered.at).await;
+        answered.trace.stage("put");
         match created {
             Ok(Some(mark)) => answered.reply = object::pointer(answered.reply, &target.uri, mark),
             Ok(None) => answered.reply = object::conflict(answered.reply, &target.uri),
@@ -91,14 +92,16 @@ fn encoded(reply: &mut Reply, target: &Target) -> Option<Bytes> {
 
 /// Settles a job whose object could not be put.
 async fn leave(answered: Answered, reason: NoAnswer) {
-    let Answered { reply, lease, hold, .. } = answered;
+    let Answered { reply, trace, lease, hold, .. } = answered;
     match reason {
         NoAnswer::Released(reason) => {
+            trace.released(reason.as_str());
             let released = lease.release(Duration::ZERO).await;
             story::released(Some(&reply.id), reason.as_str(), Duration::ZERO, released);
         }
         NoAnswer::Refused(error) => {
             let reason = format!("reply_undeliverable: {error}");
+            trace.fail("dead_lettered", &reason);
             story::dead_lettered(Some(&reply.id), &reason, lease.dead_letter(reason.as_str()).await);
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use inferq_shared::broker::{Delivery, Lease, Message};
 use inferq_shared::job::{JobId, Metadata, Parameters, attribute};
 use inferq_shared::reply::{ItemResult, Reply};
+use inferq_shared::telemetry::traces::{Parent, Trace};
 use tokio::sync::oneshot;
 
 use crate::assemble::Run;
@@ -79,6 +80,8 @@ pub struct Window {
     pub deadline: Option<Instant>,
     /// Their share of what is in flight.
     pub hold: Hold,
+    /// The span of their job, if it has one.
+    pub trace: Option<Parent>,
     /// Told how it ended; dropped when they were lost with a device.
     pub back: oneshot::Sender<WindowEnd>,
 }
@@ -107,8 +110,8 @@ pub struct Case {
     pub object: Option<Box<Target>>,
     /// The broker's count of this attempt.
     pub attempt: u32,
-    /// W3C trace context, passed on to the reply.
-    pub traceparent: Option<String>,
+    /// Its part of its trace, passed on to the reply.
+    pub trace: Trace,
     /// An AMQP client's own number for the job.
     pub correlation_id: Option<String>,
     /// The submission it belongs to.
@@ -128,19 +131,22 @@ pub struct Case {
 impl Case {
     /// Leaves the line unanswered and unspent.
     pub fn release(self, reason: ReleaseReason) -> Outbound {
-        let Self { id, lease, hold, .. } = self;
+        let Self { id, trace, lease, hold, .. } = self;
+        trace.released(reason.as_str());
         Outbound::Release { id: Some(id), lease, hold, reason, after: Duration::ZERO }
     }
 
     /// Leaves the line: its answer is there already.
     pub fn done(self) -> Outbound {
-        let Self { id, lease, hold, at, .. } = self;
+        let Self { id, trace, lease, hold, at, .. } = self;
+        trace.end("done");
         Outbound::Done { id, lease, hold, at }
     }
 
     /// Leaves the line as a dead letter.
     pub fn dead(self, reason: String) -> Outbound {
-        let Self { id, lease, hold, .. } = self;
+        let Self { id, trace, lease, hold, .. } = self;
+        trace.fail("dead_lettered", &reason);
         Outbound::Dead { id: Some(id), lease, hold, reason }
     }
 }
@@ -234,8 +240,8 @@ pub struct Answered {
     pub route: String,
     /// The object that its results are to become first.
     pub object: Option<Box<Target>>,
-    /// W3C trace context.
-    pub traceparent: Option<String>,
+    /// Its part of its trace.
+    pub trace: Trace,
     /// An AMQP client's own number for the job.
     pub correlation_id: Option<String>,
     /// The submission it belongs to.

@@ -21,7 +21,7 @@ fn case(parameters: Parameters) -> Case {
         route: "jobs.results".to_owned(),
         object: None,
         attempt: 2,
-        traceparent: None,
+        trace: Default::default(),
         correlation_id: None,
         submission: None,
         lease: Lease::new(1, settler),

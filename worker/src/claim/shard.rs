@@ -94,6 +94,7 @@ impl<P: Publisher> Desk<P> {
             index: shard.index,
             deadline: claim.deadline,
             room: None,
+            trace: claim.case.trace.parent().cloned(),
         };
         let Shard { from, to, line, index, items, .. } = *shard;
         let piece = Piece { from, to, line, index, items };

@@ -166,10 +166,7 @@ fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {
         (attribute::TOKENS.to_owned(), (shard.to - shard.from).div_ceil(4).to_string()),
         (attribute::PUBLISHED_AT.to_owned(), published.to_owned()),
     ]);
-    let passed_on =
-        [(attribute::TRACEPARENT, &claim.case.traceparent), (attribute::SUBMISSION, &claim.case.submission)];
-    for (name, value) in passed_on {
-        attributes.extend(value.clone().map(|value| (name.to_owned(), value)));
-    }
+    attributes.extend(claim.case.submission.clone().map(|value| (attribute::SUBMISSION.to_owned(), value)));
+    claim.case.trace.context().put(&mut attributes);
     attributes
 }

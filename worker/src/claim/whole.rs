@@ -177,8 +177,8 @@ impl<P: Publisher> Desk<P> {
             Some(_) => None,
             None => Some(self.feeder.intake.room_for_ids(case, piece.items).map_err(Ended::Failed)?),
         };
-        let asker =
-            Asker { id: case.id.clone(), parameters: case.parameters, index: 0, deadline: claim.deadline, room };
+        let (trace, deadline) = (case.trace.parent().cloned(), claim.deadline);
+        let asker = Asker { id: case.id.clone(), parameters: case.parameters, index: 0, deadline, room, trace };
         let computed = self.compute(asker, (source, packing), &whole, case.at).await?;
         let reply = self.feeder.intake.signature.whole(case, computed.results, computed.run);
         let target = claim.place.as_ref().map(|place| {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use inferq_shared::job::{Item, JobId, Parameters};
 use inferq_shared::reply::{ItemResult, ReplyError};
+use inferq_shared::telemetry::traces::Parent;
 use tokio::sync::{mpsc, oneshot};
 
 use super::lines::{self, Splitter};
@@ -41,6 +42,8 @@ pub struct Asker {
     pub deadline: Option<Instant>,
     /// Bytes that ids and the rest of the reply may take; passing them ends the job.
     pub room: Option<usize>,
+    /// The span of the job that asks, if it has one.
+    pub trace: Option<Parent>,
 }
 
 /// Feeds windows to the line.
@@ -127,8 +130,8 @@ impl Feeder {
         hold.set_tokens(items.iter().filter_map(|item| item.tokens.as_ref().ok()).map(|t| t.ids.len()).sum());
         work.make_room_for(items.iter().map(|item| item.id.len()).sum())?;
         let (back, answer) = oneshot::channel();
-        let Asker { id, parameters, index, deadline, .. } = work.asker.clone();
-        let window = Window { id, parameters, index, items, deadline, hold, back };
+        let Asker { id, parameters, index, deadline, trace, .. } = work.asker.clone();
+        let window = Window { id, parameters, index, items, deadline, hold, trace, back };
         // Dispatch is gone only when the device is lost or the drain limit has come.
         self.windows.send(window).await.map_err(|_| Ended::Released(ReleaseReason::DrainLimit))?;
         work.sent.push_back(answer);

@@ -23,7 +23,8 @@ impl Intake {
         let readable = self.readable(&uri).and_then(|uri| self.check_case(&case, job.deadline).map(|()| uri));
         let deadline = job.deadline.filter(|_| !crate::mutant::active("deadlines_ignored"));
         let deadline = deadline.map(|deadline| self.instant_of(deadline));
-        let claim = |case, uri, place, refusal| {
+        let claim = |mut case: Case, uri, place, refusal| {
+            case.trace.stage("intake");
             Admission::Claim(Box::new(Claim { case, job, uri, shard: shard.clone(), place, deadline, refusal }))
         };
         match (place, readable, &shard) {
