@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{connect, quoted_path, say};
+use crate::connect::{connect, quoted_path, say, trace};
 use crate::follow::Follower;
 use crate::ledger::{Counts, Ledger, LedgerError, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
@@ -72,6 +72,7 @@ pub async fn collect(args: Args, stop: CancellationToken) -> Result<Outcome, Err
     }
     let ledger = SharedLedger::new(ledger);
     let mut follower = ledger.with(|ledger| target.follower(ledger))?;
+    trace(&route.url);
     let broker = connect(&route.url).await?;
     if !counts.all_answered() {
         let progress = Progress::new();

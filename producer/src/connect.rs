@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Scheme, without_password};
+use inferq_shared::telemetry::traces;
 
 use crate::outcome::Error;
 
@@ -20,6 +21,13 @@ pub async fn connect(url: &BrokerUrl) -> Result<Broker, Error> {
         return Err(Error::Usage(message.to_owned()));
     }
     Broker::connect(url).await.map_err(|error| failed(url, error))
+}
+
+/// Begins to export traces of what a command does on the queue at `url`, if the environment asks for that.
+pub fn trace(url: &BrokerUrl) {
+    if let Err(error) = traces::install("inferq", url) {
+        say(&format!("warning: {error}; going on without traces"));
+    }
 }
 
 /// The error of a queue at `url`.

@@ -9,6 +9,7 @@ use inferq_producer::connect::say;
 use inferq_producer::outcome::{Error, Outcome};
 use inferq_producer::paint::{Paint, When};
 use inferq_producer::{bench, collect, dead, explain, help, manual, run, setup, status, submit};
+use inferq_shared::telemetry::traces;
 use inferq_worker::config::without_passwords;
 use inferq_worker::heaps;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -72,10 +73,12 @@ async fn run_process() -> ExitCode {
         exit(if error.use_stderr() { 64 } else { 0 })
     });
     let stop = CancellationToken::new();
-    match stop_on_signals(stop.clone()) {
-        Ok(()) => end(run_command(cli, stop).await),
-        Err(error) => end(Err(Error::io("can't listen for signals", error))),
-    }
+    let ended = match stop_on_signals(stop.clone()) {
+        Ok(()) => run_command(cli, stop).await,
+        Err(error) => Err(Error::io("can't listen for signals", error)),
+    };
+    traces::end();
+    end(ended)
 }
 
 fn parse() -> Result<Cli, clap::Error> {

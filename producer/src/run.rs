@@ -14,7 +14,7 @@ use clap::Parser;
 use inferq_shared::broker::{Broker, BrokerUrl, QueueOptions};
 use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::job::Encoding;
-use inferq_shared::telemetry;
+use inferq_shared::telemetry::{self, traces::Trace};
 use inferq_worker::config::{Cli, Config, EngineKind};
 use inferq_worker::health::{Endpoint, Health};
 use inferq_worker::serve::serve;
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::collect::{Collector, Route, write_output};
-use crate::connect::{connect, failed, say};
+use crate::connect::{connect, failed, say, trace};
 use crate::follow::Follower;
 use crate::ledger::{Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
@@ -113,6 +113,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> Result<Outcome, Error> 
     let mut follower = ledger.with(|ledger| target.follower(ledger))?;
     if !counts.all_answered() {
         let telemetry = telemetry::install(&args.log).map_err(|error| Error::Usage(format!("--log: {error}")))?;
+        trace(&url);
         let broker = connect(&url).await?;
         prepare(&broker, &url).await?;
         let line = Line { broker: &broker, url: &url, ledger: &ledger, submission, recipe, pointers };
@@ -222,6 +223,7 @@ impl Line<'_> {
             recipe: self.recipe.clone(),
             again: Again::Nothing,
             when_full: WhenFull::Wait,
+            trace: Trace::submitting(&self.submission),
         };
         submission.declare_route().await?;
         let (submitted, complete) = watch::channel(false);

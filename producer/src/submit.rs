@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use inferq_shared::broker::BrokerUrl;
 use inferq_shared::bucket::{Uri, UriError};
 use inferq_shared::job::{Encoding, ObjectFormat, ReplyTo};
+use inferq_shared::telemetry::traces::Trace;
 use rand::RngExt;
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ pub use self::check::CheckedInput;
 pub use self::publish::{Again, Published, Submission, WhenFull};
 
 use self::claim::Large;
-use crate::connect::{absolute, connect, failed, print, quoted, quoted_path, say};
+use crate::connect::{absolute, connect, failed, print, quoted, quoted_path, say, trace};
 use crate::ledger::{Counts, Ledger, Plan, SharedLedger};
 use crate::outcome::{Error, Outcome};
 use crate::progress::{Progress, Tally, grouped};
@@ -134,6 +135,7 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     }
     let path = ledger_path(&args)?;
     let queue = absolute(queue)?;
+    trace(&queue);
     let broker = connect(&queue).await?;
     broker.status(&queue.queues.jobs).await.map_err(|error| failed(&queue, error))?;
 
@@ -149,9 +151,16 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
         say(&format!("going on after {} jobs in {}", grouped(counts.jobs), path.display()));
     }
     let again = if args.resubmit_unanswered { Again::Unanswered } else { Again::Nothing };
-    let ledger = SharedLedger::new(ledger);
-    let work =
-        Submission { broker: &broker, queue: &queue, ledger, submission, recipe, again, when_full: WhenFull::Say };
+    let work = Submission {
+        broker: &broker,
+        queue: &queue,
+        ledger: SharedLedger::new(ledger),
+        trace: Trace::submitting(&submission),
+        submission,
+        recipe,
+        again,
+        when_full: WhenFull::Say,
+    };
     work.declare_route().await?;
     let progress = Progress::new();
     let published = work.publish_all(input, &progress, &stop, |items, total| {
@@ -161,8 +170,9 @@ pub async fn submit(args: Args, stop: CancellationToken) -> Result<Outcome, Erro
     let published = published.await;
     progress.finish();
     let (counts, asked) = work.ledger.with(|ledger| (ledger.counts(), ledger.asked()));
-    let Submission { submission, .. } = work;
+    let Submission { submission, trace, .. } = work;
     broker.close().await;
+    trace.submitted(published.as_ref().map(|published| (counts.entries, published.jobs)).ok());
     let published = published.map_err(|error| with_the_way_on(error, counts))?;
     report(&submission, (counts, &asked?), published, &path)
 }

@@ -14,7 +14,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, ConsumeOptions, Consumer, Delivery, Lease, Pull};
 use inferq_shared::bucket::BucketError;
+use inferq_shared::job::attribute;
 use inferq_shared::reply::Reply;
+use inferq_shared::telemetry::traces::{self, Trace, TraceContext};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -65,6 +67,7 @@ pub struct Collector<'a> {
 /// What came on the route, decoded.
 struct Decoded {
     lease: Lease,
+    trace: Trace,
     reply: Decoding,
 }
 
@@ -78,12 +81,14 @@ enum Decoding {
 /// What came on the route, read but not yet recorded.
 struct Received {
     lease: Lease,
+    trace: Trace,
     read: Result<Answer, String>,
 }
 
 /// What is in the ledger now, not yet settled.
 struct Settling {
     lease: Lease,
+    trace: Trace,
     fate: Recorded,
 }
 
@@ -122,7 +127,8 @@ impl Collector<'_> {
                 received = consumer.receive(PULL), if decoding.len() < DECODING && settling.len() < SETTLING => match received {
                     Ok(deliveries) => {
                         retry = 0;
-                        decoding.push_back(self.read(spawn_blocking(|| decode(deliveries))));
+                        let route = self.route.name.clone();
+                        decoding.push_back(self.read(spawn_blocking(move || decode(deliveries, &route))));
                     }
                     Err(error) if error.is_transient() => {
                         if retry == RETRIES_UNSAID {
@@ -160,7 +166,7 @@ impl Collector<'_> {
             Decoding::Unfit(why) => Err(why),
             Decoding::Pointer(reply) => self.inlined(*reply).await?,
         };
-        Ok(Received { lease: decoded.lease, read })
+        Ok(Received { lease: decoded.lease, trace: decoded.trace, read })
     }
 
     /// The answer with its results, however long the bucket is down. A pointer that leads nowhere makes a reply unfit; one
@@ -209,13 +215,13 @@ impl Collector<'_> {
         follower: &mut Option<Follower>,
     ) -> Result<(u64, impl Future<Output = ()> + use<>), Error> {
         let (mut answers, mut settling, mut leases) = (Vec::new(), Vec::new(), Vec::new());
-        for Received { lease, read } in received {
+        for Received { lease, trace, read } in received {
             match read {
                 Ok(answer) => {
                     answers.push(answer);
-                    leases.push(lease);
+                    leases.push((lease, trace));
                 }
-                Err(why) => settling.push(Settling { lease, fate: Recorded::Unfit(why) }),
+                Err(why) => settling.push(Settling { lease, trace, fate: Recorded::Unfit(why) }),
             }
         }
         let fates = self.ledger.with(|ledger| -> Result<_, Error> {
@@ -225,7 +231,7 @@ impl Collector<'_> {
             }
             Ok(fates)
         })?;
-        settling.extend(leases.into_iter().zip(fates).map(|(lease, fate)| Settling { lease, fate }));
+        settling.extend(leases.into_iter().zip(fates).map(|((lease, trace), fate)| Settling { lease, trace, fate }));
         for unfit in settling.iter().filter_map(|settling| settling.why_unfit()) {
             self.progress.note(&format!("a message on {} goes to its dead letters: {unfit}", self.route.name));
         }
@@ -305,20 +311,28 @@ fn first_of(fates: &[Recorded]) -> Vec<u64> {
     first.collect()
 }
 
-fn decode(deliveries: Vec<Delivery>) -> Vec<Decoded> {
-    deliveries.into_iter().map(Decoded::of).collect()
+fn decode(deliveries: Vec<Delivery>, route: &str) -> Vec<Decoded> {
+    deliveries.into_iter().map(|delivery| Decoded::of(delivery, route)).collect()
 }
 
 impl Decoded {
-    fn of(delivery: Delivery) -> Self {
+    fn of(mut delivery: Delivery, route: &str) -> Self {
+        let trace = if traces::is_on() { begin(&mut delivery, route) } else { Trace::default() };
         let body: Bytes = delivery.message.body;
         let reply = match Reply::decode(&body) {
             Err(error) => Decoding::Unfit(error.to_string()),
             Ok(reply) if reply.output_uri.is_some() && reply.results.is_empty() => Decoding::Pointer(Box::new(reply)),
             Ok(reply) => Decoding::Answer(Answer::new(&reply, body)),
         };
-        Self { lease: delivery.lease, reply }
+        Self { lease: delivery.lease, trace, reply }
     }
+}
+
+/// Goes on with the trace of the job that a reply is to.
+fn begin(delivery: &mut Delivery, route: &str) -> Trace {
+    let attributes = &mut delivery.message.attributes;
+    let came = TraceContext::take(attributes);
+    Trace::collecting(came, route, attributes.get(attribute::JOB_ID).map_or("", String::as_str))
 }
 
 impl Settling {
@@ -331,10 +345,21 @@ impl Settling {
 
     /// Ends the lease; a reply to an unknown job is given back for so long, if that is wanted.
     async fn settle(self, leave_for: Option<Duration>) -> Result<(), BrokerError> {
-        match (self.fate, leave_for) {
-            (Recorded::Unknown, Some(after)) => self.lease.release(after).await,
-            (Recorded::First(_) | Recorded::Duplicate | Recorded::Unknown, _) => self.lease.ack().await,
-            (Recorded::Unfit(why), _) => self.lease.dead_letter(why).await,
+        let Self { lease, trace, fate } = self;
+        match (fate, leave_for) {
+            (Recorded::Unknown, Some(after)) => {
+                trace.released("unknown");
+                lease.release(after).await
+            }
+            (Recorded::First(_) | Recorded::Duplicate | Recorded::Unknown, _) => {
+                let acked = lease.ack().await;
+                trace.end("collected");
+                acked
+            }
+            (Recorded::Unfit(why), _) => {
+                trace.fail("dead_lettered", "unfit");
+                lease.dead_letter(why).await
+            }
         }
     }
 }

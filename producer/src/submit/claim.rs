@@ -14,6 +14,7 @@ use inferq_shared::broker::{Broker, BrokerUrl, Message};
 use inferq_shared::bucket::{BucketError, Buckets, Uri};
 use inferq_shared::digest;
 use inferq_shared::packing::Packing;
+use inferq_shared::telemetry::traces::Trace;
 use jiff::Timestamp;
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
@@ -133,19 +134,22 @@ pub(super) async fn submit(
     }
     let (again, when_full) = (Again::Nothing, WhenFull::Say);
     let ledger = SharedLedger::new(ledger);
-    let work = Submission { broker, queue, ledger, submission, recipe, again, when_full };
+    let trace = Trace::submitting(&submission);
+    let work = Submission { broker, queue, ledger, submission, recipe, again, when_full, trace };
     let object = large.object(&work.submission, digest, stop).await?;
     work.declare_route().await?;
     let id = job_id(&work.submission, claim.number());
     let message = work.recipe.claim(&work.submission, &id, (&object.to_string(), bytes), Timestamp::now());
     work.publish_claim(message).await?;
     work.ledger.with(|ledger| ledger.record_confirmed(&[claim]).and_then(|()| ledger.record_complete(1)))?;
-    report(&work.submission, path)
+    let Submission { submission, trace, .. } = work;
+    trace.submitted(Some((0, 1)));
+    report(&submission, path)
 }
 
 impl Submission<'_> {
     async fn publish_claim(&self, message: Message) -> Result<(), Error> {
-        let published = self.publish_until_confirmed(&[message], &Progress::new()).await;
+        let published = self.publish_until_confirmed(vec![message], &Progress::new()).await;
         published.map_err(|error| failed(self.queue, error))
     }
 }

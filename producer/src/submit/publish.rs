@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use inferq_shared::backoff::Backoff;
 use inferq_shared::broker::{Broker, BrokerError, BrokerUrl, Message, Publisher, QueueOptions};
 use inferq_shared::job::attribute;
+use inferq_shared::telemetry::traces::{self, Trace, TraceContext};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -69,6 +70,8 @@ pub struct Submission<'a> {
     pub again: Again,
     /// What is said while the queue is full.
     pub when_full: WhenFull,
+    /// Its span.
+    pub trace: Trace,
 }
 
 /// What one run of a submission did.
@@ -164,19 +167,43 @@ impl Submission<'_> {
         let (chunks, messages): (Vec<_>, Vec<_>) = group.jobs.into_iter().unzip();
         let messages: Vec<Message> = messages.into_iter().flatten().collect();
         let jobs = messages.len() as u64;
-        self.publish_until_confirmed(&messages, progress).await.map_err(|error| failed(self.queue, error))?;
+        self.publish_until_confirmed(messages, progress).await.map_err(|error| failed(self.queue, error))?;
         Ok(Done { chunks, jobs, fraction: group.fraction })
     }
 
     /// Publishes `messages`, again and again while the broker is away or full. The job ids make the repeats harmless.
     pub(super) async fn publish_until_confirmed(
         &self,
-        messages: &[Message],
+        mut messages: Vec<Message>,
         progress: &Progress,
     ) -> Result<(), BrokerError> {
         if messages.is_empty() {
             return Ok(());
         }
+        let traces = if traces::is_on() { self.trace_each(&mut messages) } else { Vec::new() };
+        let published = self.publish_each(&messages, progress).await;
+        for trace in traces {
+            match &published {
+                Ok(()) => trace.end("published"),
+                Err(_) => trace.fail("failed", "not_published"),
+            }
+        }
+        published
+    }
+
+    /// Begins a span for each message, and says in it which trace it belongs to.
+    fn trace_each(&self, messages: &mut [Message]) -> Vec<Trace> {
+        let begin = |message: &mut Message| {
+            let came = TraceContext::take(&mut message.attributes);
+            let id = message.attributes.get(attribute::JOB_ID).map_or("", String::as_str);
+            let trace = Trace::publishing(came, &self.queue.queues.jobs, id, &self.trace);
+            trace.context().put(&mut message.attributes);
+            trace
+        };
+        messages.iter_mut().map(begin).collect()
+    }
+
+    async fn publish_each(&self, messages: &[Message], progress: &Progress) -> Result<(), BrokerError> {
         let publisher = self.broker.publisher();
         let (started, mut said, mut retry) = (Instant::now(), false, 0);
         loop {
