@@ -16,7 +16,8 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::rabbitmq::{HOW_TO_INSTALL, RabbitmqServer};
+use crate::pubsub::{self, Emulator};
+use crate::rabbitmq::{self, RabbitmqServer};
 
 /// The longest that a test waits for an event before it calls it missing. Never a measure: a pass takes far less.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +31,19 @@ pub enum Kind {
     Sqlite,
     /// A virtual host of the test's own, on the server that this process's tests share.
     Rabbitmq,
+    /// A project of the test's own, on the emulator that this process's tests share.
+    PubSub,
+}
+
+impl Kind {
+    /// What to do where its server is not installed.
+    fn how_to_install(self) -> &'static str {
+        match self {
+            Self::Memory | Self::Sqlite => "it is always there",
+            Self::Rabbitmq => rabbitmq::HOW_TO_INSTALL,
+            Self::PubSub => pubsub::HOW_TO_INSTALL,
+        }
+    }
 }
 
 /// One broker, one queue.
@@ -50,7 +64,7 @@ impl Bench {
     /// # Errors
     /// When it can't be started.
     pub async fn start(kind: Kind) -> Result<Self> {
-        Self::start_if_installed(kind).await?.context(HOW_TO_INSTALL)
+        Self::start_if_installed(kind).await?.context(kind.how_to_install())
     }
 
     /// As [`Bench::start`]; `None` where its server is not installed, which has been said.
@@ -65,6 +79,10 @@ impl Bench {
             Kind::Rabbitmq => {
                 let Some(server) = RabbitmqServer::shared() else { return Ok(None) };
                 server.url(&server.virtual_host()).parse().map_err(anyhow::Error::msg)?
+            }
+            Kind::PubSub => {
+                let Some(emulator) = Emulator::shared() else { return Ok(None) };
+                emulator.url(&pubsub::project()).parse().map_err(anyhow::Error::msg)?
             }
         };
         let broker = Broker::connect(&url).await?;

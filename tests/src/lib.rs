@@ -1,7 +1,7 @@
 //! The harness of inferq's tests: what they need to run a broker or a process for real.
 //!
 //! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
-//! [`endpoints`], places for objects; [`rabbitmq`], servers of it, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
+//! [`endpoints`], places for objects; [`rabbitmq`], servers of it, [`pubsub`], emulators of that, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
 //! [`mod@line`], a worker's line in this process over real buckets;
 //! [`chaos`], workers on RabbitMQ under a schedule of faults; [`figures`], what benchmarks print and keep.
@@ -14,6 +14,7 @@ pub mod history;
 pub mod line;
 pub mod namespace;
 pub mod process;
+pub mod pubsub;
 pub mod queue_file;
 pub mod rabbitmq;
 pub mod relay;

@@ -172,7 +172,8 @@ pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (code, body)
 }
 
-fn read_lines(stderr: impl Read + Send + 'static) -> Receiver<String> {
+/// The lines of a child's output, as they come.
+pub(crate) fn read_lines(stderr: impl Read + Send + 'static) -> Receiver<String> {
     let (tx, rx) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
