@@ -12,8 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+mod desk;
 mod look;
 pub mod memory;
+pub mod pubsub;
 pub mod rabbitmq;
 pub mod sqlite;
 mod url;
@@ -312,6 +314,8 @@ pub enum Broker {
     Sqlite(sqlite::SqliteBroker),
     /// RabbitMQ.
     Rabbitmq(rabbitmq::RabbitmqBroker),
+    /// Google Pub/Sub.
+    PubSub(pubsub::PubSubBroker),
 }
 
 /// A publisher of whichever broker.
@@ -323,6 +327,8 @@ pub enum AnyPublisher {
     Sqlite(sqlite::SqlitePublisher),
     /// RabbitMQ.
     Rabbitmq(rabbitmq::RabbitmqPublisher),
+    /// Google Pub/Sub.
+    PubSub(pubsub::PubSubPublisher),
 }
 
 /// A consumer of whichever broker.
@@ -334,6 +340,8 @@ pub enum AnyConsumer {
     Sqlite(sqlite::SqliteConsumer),
     /// RabbitMQ.
     Rabbitmq(rabbitmq::RabbitmqConsumer),
+    /// Google Pub/Sub.
+    PubSub(pubsub::PubSubConsumer),
 }
 
 impl Broker {
@@ -346,6 +354,7 @@ impl Broker {
             Scheme::Memory => Self::Memory(memory::MemoryBroker::connect()),
             Scheme::Sqlite(path) => Self::Sqlite(sqlite::SqliteBroker::connect(path).await?),
             Scheme::Amqp(url) => Self::Rabbitmq(rabbitmq::RabbitmqBroker::connect(url).await?),
+            Scheme::PubSub(url) => Self::PubSub(pubsub::PubSubBroker::connect(url).await?),
         })
     }
 
@@ -355,13 +364,14 @@ impl Broker {
             Self::Memory(_) => memory::CAPABILITIES,
             Self::Sqlite(_) => sqlite::CAPABILITIES,
             Self::Rabbitmq(_) => rabbitmq::CAPABILITIES,
+            Self::PubSub(_) => pubsub::CAPABILITIES,
         }
     }
 
     /// How long a delivery can be held until the broker takes it back, as far as is known: what its servers come with.
     pub fn hold_max(&self) -> Option<Duration> {
         match self {
-            Self::Memory(_) | Self::Sqlite(_) => None,
+            Self::Memory(_) | Self::Sqlite(_) | Self::PubSub(_) => None,
             Self::Rabbitmq(_) => Some(rabbitmq::CONSUMER_TIMEOUT),
         }
     }
@@ -375,6 +385,7 @@ impl Broker {
             Self::Memory(broker) => broker.declare(queue, options).await,
             Self::Sqlite(broker) => broker.declare(queue, options).await,
             Self::Rabbitmq(broker) => broker.declare(queue, options).await,
+            Self::PubSub(broker) => broker.declare(queue, options).await,
         }
     }
 
@@ -383,14 +394,24 @@ impl Broker {
     /// # Errors
     /// When the broker refuses or can't be reached.
     pub async fn setup(&self, names: &QueueNames) -> Result<(), BrokerError> {
-        if let Self::Rabbitmq(broker) = self {
+        match self {
             // There each has arguments of its own.
-            return broker.setup(names).await;
+            Self::Rabbitmq(broker) => return broker.setup(names).await,
+            Self::PubSub(broker) => return broker.setup(names).await,
+            Self::Memory(_) | Self::Sqlite(_) => {}
         }
         for queue in [names.jobs.clone(), names.shards(), names.dead(), names.results()] {
             self.declare(&queue, QueueOptions::default()).await?;
         }
         Ok(())
+    }
+
+    /// The commands that an operator runs once after [`Broker::setup`], so that the broker may do its part.
+    pub fn grants(&self, names: &QueueNames) -> Vec<String> {
+        match self {
+            Self::Memory(_) | Self::Sqlite(_) | Self::Rabbitmq(_) => Vec::new(),
+            Self::PubSub(broker) => broker.grants(names),
+        }
     }
 
     /// Removes a queue and all that is in it; one that is not there is no error.
@@ -402,6 +423,7 @@ impl Broker {
             Self::Memory(broker) => broker.remove(queue).await,
             Self::Sqlite(broker) => broker.remove(queue).await,
             Self::Rabbitmq(broker) => broker.remove(queue).await,
+            Self::PubSub(broker) => broker.remove(queue).await,
         }
     }
 
@@ -414,6 +436,7 @@ impl Broker {
             Self::Memory(broker) => broker.status(queue).await,
             Self::Sqlite(broker) => broker.status(queue).await,
             Self::Rabbitmq(broker) => broker.status(queue).await,
+            Self::PubSub(broker) => broker.status(queue).await,
         }
     }
 
@@ -426,7 +449,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.browse(queue, page).await.map(Some),
             Self::Sqlite(broker) => broker.browse(queue, page).await.map(Some),
-            Self::Rabbitmq(_) => Ok(None),
+            Self::Rabbitmq(_) | Self::PubSub(_) => Ok(None),
         }
     }
 
@@ -438,7 +461,7 @@ impl Broker {
         match self {
             Self::Memory(broker) => broker.queues(prefix).await.map(Some),
             Self::Sqlite(broker) => broker.queues(prefix).await.map(Some),
-            Self::Rabbitmq(_) => Ok(None),
+            Self::Rabbitmq(_) | Self::PubSub(_) => Ok(None),
         }
     }
 
@@ -449,7 +472,7 @@ impl Broker {
     /// When the broker can't be reached.
     pub async fn report_worker(&self, queue: &str, worker: &str, about: Option<String>) -> Result<(), BrokerError> {
         match self {
-            Self::Memory(_) | Self::Rabbitmq(_) => Ok(()),
+            Self::Memory(_) | Self::Rabbitmq(_) | Self::PubSub(_) => Ok(()),
             Self::Sqlite(broker) => broker.report_worker(queue, worker, about).await,
         }
     }
@@ -460,7 +483,7 @@ impl Broker {
     /// When the broker can't be reached.
     pub async fn workers(&self, queue: &str) -> Result<Option<Vec<Sighting>>, BrokerError> {
         match self {
-            Self::Memory(_) | Self::Rabbitmq(_) => Ok(None),
+            Self::Memory(_) | Self::Rabbitmq(_) | Self::PubSub(_) => Ok(None),
             Self::Sqlite(broker) => broker.workers(queue).await.map(Some),
         }
     }
@@ -471,6 +494,7 @@ impl Broker {
             Self::Memory(broker) => AnyPublisher::Memory(broker.publisher()),
             Self::Sqlite(broker) => AnyPublisher::Sqlite(broker.publisher()),
             Self::Rabbitmq(broker) => AnyPublisher::Rabbitmq(broker.publisher()),
+            Self::PubSub(broker) => AnyPublisher::PubSub(broker.publisher()),
         }
     }
 
@@ -484,6 +508,7 @@ impl Broker {
             Self::Memory(broker) => AnyConsumer::Memory(broker.consumer(queue, options).await?),
             Self::Sqlite(broker) => AnyConsumer::Sqlite(broker.consumer(queue, options).await?),
             Self::Rabbitmq(broker) => AnyConsumer::Rabbitmq(broker.consumer(queue, options).await?),
+            Self::PubSub(broker) => AnyConsumer::PubSub(broker.consumer(queue, options).await?),
         })
     }
 
@@ -493,6 +518,7 @@ impl Broker {
             Self::Memory(broker) => broker.close().await,
             Self::Sqlite(broker) => broker.close().await,
             Self::Rabbitmq(broker) => broker.close().await,
+            Self::PubSub(broker) => broker.close().await,
         }
     }
 }
@@ -503,6 +529,7 @@ impl Publisher for AnyPublisher {
             Self::Memory(publisher) => publisher.publish(queue, messages).await,
             Self::Sqlite(publisher) => publisher.publish(queue, messages).await,
             Self::Rabbitmq(publisher) => publisher.publish(queue, messages).await,
+            Self::PubSub(publisher) => publisher.publish(queue, messages).await,
         }
     }
 }
@@ -513,6 +540,7 @@ impl Consumer for AnyConsumer {
             Self::Memory(consumer) => consumer.receive(pull).await,
             Self::Sqlite(consumer) => consumer.receive(pull).await,
             Self::Rabbitmq(consumer) => consumer.receive(pull).await,
+            Self::PubSub(consumer) => consumer.receive(pull).await,
         }
     }
 
@@ -521,6 +549,7 @@ impl Consumer for AnyConsumer {
             Self::Memory(consumer) => consumer.close().await,
             Self::Sqlite(consumer) => consumer.close().await,
             Self::Rabbitmq(consumer) => consumer.close().await,
+            Self::PubSub(consumer) => consumer.close().await,
         }
     }
 }

@@ -87,6 +87,7 @@ macro_rules! contract {
 contract!(memory, Kind::Memory);
 contract!(sqlite, Kind::Sqlite);
 contract!(rabbitmq, Kind::Rabbitmq);
+contract!(pubsub, Kind::PubSub);
 
 async fn messages_come_in_the_order_of_publishing(bench: Bench) -> Result<()> {
     let sent: Vec<String> = (0..300).map(|n| format!("message {n}")).collect();

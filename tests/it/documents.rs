@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::CommandFactory;
-use inferq_shared::broker::{Capabilities, memory, rabbitmq, sqlite};
+use inferq_shared::broker::{Capabilities, memory, pubsub, rabbitmq, sqlite};
 use inferq_shared::telemetry::story;
 use inferq_worker::ticket::ReleaseReason;
 
@@ -45,12 +45,11 @@ fn the_table_of_capabilities_is_true() {
         ("looked at without a lease", |c| c.browse),
         ("workers leave word", |c| c.workers),
     ];
-    let mut table = "| | memory | sqlite | rabbitmq |\n|---|---|---|---|\n".to_owned();
+    let mut table = "| | memory | sqlite | rabbitmq | pubsub |\n|---|---|---|---|---|\n".to_owned();
     let word = |yes| if yes { "yes" } else { "no" };
     for (name, has) in rows {
-        let [memory, sqlite, rabbitmq] =
-            [memory::CAPABILITIES, sqlite::CAPABILITIES, rabbitmq::CAPABILITIES].map(|all| word(has(&all)));
-        writeln!(table, "| {name} | {memory} | {sqlite} | {rabbitmq} |").unwrap();
+        let all = [memory::CAPABILITIES, sqlite::CAPABILITIES, rabbitmq::CAPABILITIES, pubsub::CAPABILITIES];
+        writeln!(table, "| {name} | {} |", all.map(|all| word(has(&all))).join(" | ")).unwrap();
     }
     check_block("ARCHITECTURE.md", "capabilities", &table);
 }

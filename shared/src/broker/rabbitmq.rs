@@ -20,7 +20,6 @@ use super::{BrokerError, Capabilities, ConsumeOptions, QueueNames, QueueOptions,
 mod address;
 mod consume;
 mod declare;
-mod desk;
 mod fault;
 mod held;
 mod keeper;

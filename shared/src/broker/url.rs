@@ -1,4 +1,5 @@
-//! Broker addresses: `memory:`, `sqlite:///path/queue.db` and `amqp(s)://…`, each with `?queue=name`.
+//! Broker addresses: `memory:`, `sqlite:///path/queue.db` and `amqp(s)://…`, each with `?queue=name`, and
+//! `pubsub://project/topic`.
 //!
 //! In: text from a flag or variable. Out: a checked [`BrokerUrl`]. It never connects, and never prints a password.
 
@@ -6,7 +7,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ::url::form_urlencoded;
+
 use super::QueueNames;
+use super::pubsub::PubSubUrl;
 use super::rabbitmq::{AmqpUrl, QueueType};
 
 /// Where a queue is.
@@ -14,7 +18,7 @@ use super::rabbitmq::{AmqpUrl, QueueType};
 pub struct BrokerUrl {
     /// Which broker, and how to reach it.
     pub scheme: Scheme,
-    /// The names of the queues: `?queue=`, else `jobs`.
+    /// The names of the queues: the topic, `?queue=`, else `jobs`.
     pub queues: QueueNames,
 }
 
@@ -27,6 +31,8 @@ pub enum Scheme {
     Sqlite(PathBuf),
     /// `amqp(s)://user:password@host:port[,host:port…]/vhost`: RabbitMQ.
     Amqp(AmqpUrl),
+    /// `pubsub://project/topic`: Google Pub/Sub.
+    PubSub(Box<PubSubUrl>),
 }
 
 impl BrokerUrl {
@@ -41,9 +47,15 @@ impl FromStr for BrokerUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, query) = text.split_once('?').unwrap_or((text, ""));
-        let (queue, options) = options(query);
-        let queues = QueueNames::new(queue_name(queue)?);
         let (scheme, rest) = address.split_once(':').ok_or_else(|| unknown(text))?;
+        let options: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        if scheme == "pubsub" {
+            let url = PubSubUrl::parse(rest, &options)?;
+            return Ok(Self { queues: QueueNames::new(url.topic()), scheme: Scheme::PubSub(Box::new(url)) });
+        }
+        let (queues, options): (Vec<_>, Vec<_>) = options.into_iter().partition(|(key, _)| key == "queue");
+        let queue = queues.into_iter().next_back().map_or_else(|| "jobs".to_owned(), |(_, name)| name);
+        let queues = QueueNames::new(queue_name(queue)?);
         let scheme = match scheme {
             "memory" => Scheme::Memory,
             "sqlite" => Scheme::Sqlite(sqlite_path(rest)?),
@@ -70,20 +82,8 @@ pub fn without_password(word: &str) -> String {
 fn unknown(address: &str) -> String {
     // Only the scheme: what follows may hold a password.
     let scheme = address.split_once(':').map_or("none", |(scheme, _)| scheme);
-    let known = "sqlite:///path/queue.db, amqp(s)://user:password@host/vhost and memory:";
+    let known = "sqlite:///path/queue.db, amqp(s)://user:password@host/vhost, pubsub://project/topic and memory:";
     format!("unknown scheme {scheme:?}: this build speaks {known}")
-}
-
-/// The queue's name, and every other option.
-fn options(query: &str) -> (String, Vec<(String, String)>) {
-    let (mut queue, mut others) = ("jobs".to_owned(), Vec::new());
-    for (key, value) in ::url::form_urlencoded::parse(query.as_bytes()).into_owned() {
-        match &*key {
-            "queue" => queue = value,
-            _ => others.push((key, value)),
-        }
-    }
-    (queue, others)
 }
 
 fn queue_name(name: String) -> Result<String, String> {
@@ -112,6 +112,7 @@ impl fmt::Display for BrokerUrl {
             Scheme::Sqlite(path) if path.is_absolute() => write!(formatter, "sqlite://{}", path.display())?,
             Scheme::Sqlite(path) => write!(formatter, "sqlite:{}", path.display())?,
             Scheme::Amqp(url) => write!(formatter, "{url}")?,
+            Scheme::PubSub(url) => return write!(formatter, "{url}"),
         }
         write!(formatter, "?queue={}", self.queues.jobs)?;
         match &self.scheme {
@@ -147,6 +148,8 @@ mod tests {
             "sqlite:q.db?queue=jobs",
             "amqp://user@host:5672/vhost?queue=jobs",
             "amqp://user@a:1,b:2/%2F?queue=jobs&queue-type=classic",
+            "pubsub://my-project/jobs",
+            "pubsub://example.com:project/a.b?subscription=fast&endpoint=127.0.0.1:8085",
         ] {
             assert_eq!(address.parse::<BrokerUrl>().map(|url| url.to_string()), Ok(address.to_owned()));
         }

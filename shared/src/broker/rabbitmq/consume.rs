@@ -9,8 +9,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::super::desk::Desk;
 use super::super::{BrokerError, Consumer, Delivery, Pull};
-use super::desk::Desk;
 use super::held::Deliveries;
 use super::keeper::Keeper;
 use super::link::Link;
@@ -54,13 +54,7 @@ impl RabbitmqConsumer {
 
 impl Consumer for RabbitmqConsumer {
     async fn receive(&mut self, pull: Pull) -> Result<Vec<Delivery>, BrokerError> {
-        loop {
-            // What arrives between the look and the wait leaves word.
-            if let Some(taken) = self.desk.take(pull) {
-                return taken;
-            }
-            self.desk.arrived.notified().await;
-        }
+        self.desk.receive(pull).await
     }
 
     async fn close(self) {

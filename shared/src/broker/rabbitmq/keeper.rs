@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::super::desk::{Arrived, Desk};
 use super::super::{BrokerError, Message, QueueNames, Settlement, Verdict};
 use super::declare::{delay_for, delay_queue};
-use super::desk::{Arrived, Desk};
 use super::held::{Deliveries, Done, Held};
 use super::link::Link;
 use super::message::{self, Epitaph, Outgoing};

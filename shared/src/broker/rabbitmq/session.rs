@@ -17,7 +17,7 @@ use lapin::{Channel, Consumer};
 use tokio::time::timeout;
 
 use super::super::BrokerError;
-use super::desk::Wish;
+use super::super::desk::Wish;
 use super::fault;
 use super::link::{Link, Up};
 use super::message::short;

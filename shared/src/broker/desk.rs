@@ -1,14 +1,14 @@
 //! Where a consumer and its keeper meet: what has arrived, how much is wanted, and why nothing comes.
 //!
-//! In: from the keeper what arrived or failed, from the consumer what it wants. Out: to each what the other left. Nothing
-//! is awaited here, so a call that is dropped takes nothing with it.
+//! In: from the keeper what arrived or failed, from the consumer what it wants. Out: to each what the other left. A
+//! call that is dropped takes nothing with it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::super::{BrokerError, Delivery, Lease, Message, Pull, Settlement};
+use super::{BrokerError, Delivery, Lease, Message, Pull, Settlement};
 
 /// A delivery that nobody has taken yet.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Wish {
 pub(super) struct Desk {
     state: Mutex<State>,
     /// Something arrived, or failed.
-    pub(super) arrived: Notify,
+    arrived: Notify,
     /// Something is wanted.
     pub(super) wished: Notify,
 }
@@ -64,8 +64,19 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for what has arrived, as far as `pull` allows.
+    pub(super) async fn receive(&self, pull: Pull) -> Result<Vec<Delivery>, BrokerError> {
+        loop {
+            // What arrives between the look and the wait leaves word.
+            if let Some(taken) = self.take(pull) {
+                return taken;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
     /// What has arrived, as far as `pull` allows; `None` when there is nothing yet. Either way the keeper hears of it.
-    pub(super) fn take(&self, pull: Pull) -> Option<Result<Vec<Delivery>, BrokerError>> {
+    fn take(&self, pull: Pull) -> Option<Result<Vec<Delivery>, BrokerError>> {
         let mut state = self.state();
         let Some(settler) = state.settler.clone() else { return Some(Err(BrokerError::Closed)) };
         let leased = state.held.saturating_sub(state.arrived.len());
@@ -101,6 +112,12 @@ impl Desk {
         self.arrived.notify_one();
     }
 
+    /// A delivery that was taken is there again, in its old place.
+    pub(super) fn put_back(&self, arrived: Arrived) {
+        self.state().arrived.push_front(arrived);
+        self.arrived.notify_one();
+    }
+
     /// So many deliveries are not settled.
     pub(super) fn hold(&self, held: usize) {
         self.state().held = held;
@@ -125,6 +142,20 @@ impl Desk {
         state.arrived.clear();
         state.held = 0;
         state.failed = error;
+        self.arrived.notify_one();
+    }
+
+    /// Takes one back, if nobody has taken it.
+    pub(super) fn remove(&self, token: u64) -> bool {
+        let mut state = self.state();
+        let before = state.arrived.len();
+        state.arrived.retain(|arrived| arrived.token != token);
+        state.arrived.len() < before
+    }
+
+    /// The next call is told what went wrong, once what is there is taken.
+    pub(super) fn tell(&self, error: BrokerError) {
+        self.state().failed = Some(error);
         self.arrived.notify_one();
     }
 
