@@ -10,12 +10,10 @@ public final class InternalStatus {
 
     private InternalStatus() {}
 
-    public static StatusRuntimeException asRuntimeException(Status status) {
-        return status.asRuntimeException();
-    }
-
-    public static StatusRuntimeException asRuntimeException(Status status, Metadata trailers) {
-        return status.asRuntimeException(trailers);
+    public static StatusRuntimeException asRuntimeException(Status status, Metadata trailers, boolean fillInStackTrace) {
+        return fillInStackTrace
+                ? new StatusRuntimeException(status, trailers)
+                : asRuntimeExceptionWithoutStacktrace(status, trailers);
     }
 
     public static StatusRuntimeException asRuntimeExceptionWithoutStacktrace(Status status, Metadata trailers) {
