@@ -41,7 +41,8 @@ mod plot;
 /// The flags of `inferq bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db, amqp://user:password@host/vhost?queue=jobs or
+    /// pubsub://project/jobs.
     #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
     /// Jobs a second, on average: they come at random, as from many independent users.

@@ -16,8 +16,7 @@ use crate::outcome::Error;
 /// When it is out of reach or refuses, or lives only in this process.
 pub async fn connect(url: &BrokerUrl) -> Result<Broker, Error> {
     if url.scheme == Scheme::Memory {
-        let message =
-            "a memory: queue ends with its process: use sqlite:///path/queue.db or amqp://host/vhost, or `inferq run`";
+        let message = "a memory: queue ends with its process: use sqlite:///path/queue.db, amqp://host/vhost or pubsub://project/topic, or `inferq run`";
         return Err(Error::Usage(message.to_owned()));
     }
     Broker::connect(url).await.map_err(|error| failed(url, error))

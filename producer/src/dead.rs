@@ -167,6 +167,9 @@ async fn list(args: ListArgs, paint: Paint, graves: &Graveyard<'_>) -> Result<Ou
     } else {
         print(&table(&rows, paint))?;
     }
+    if graves.by_leases() {
+        say("read by leasing, and given back: meanwhile nobody else saw them");
+    }
     if more {
         say(&format!("there are more than {}: raise --limit, or narrow them down", grouped(args.limit)));
     }

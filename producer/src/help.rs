@@ -34,9 +34,11 @@ pub const SETUP: &str = "\
 Example:
   inferq setup --queue 'sqlite:///var/lib/inferq/queue.db?queue=embeddings'
   inferq setup --queue 'amqp://user:password@host/vhost?queue=embeddings'
+  inferq setup --queue 'pubsub://project/embeddings?subscription=fast' --exactly-once
 
 It makes NAME (jobs), NAME.dead (dead letters) and NAME.results (replies that name no other
-route). What is there already stays as it is.";
+route). What is there already stays as it is; where Pub/Sub's is not as setup makes it, it says
+how (exit code 64), and --update changes that.";
 
 /// Ends `inferq submit --help`.
 pub const SUBMIT: &str = "\

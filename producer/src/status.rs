@@ -26,7 +26,8 @@ pub mod work;
 /// The flags of `inferq status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db, amqp://user:password@host/vhost?queue=jobs or
+    /// pubsub://project/jobs.
     #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     queue: BrokerUrl,
     /// Write JSON: one object, with null for what the broker can't tell.
@@ -97,6 +98,9 @@ pub struct Overview {
 
 /// The queues that workers take from.
 const TAKEN: [&str; 2] = ["jobs", "shards"];
+/// Said where no queue can be counted.
+const UNCOUNTED: &str = "this broker can't tell what is in its queues; over Pub/Sub Cloud Monitoring can: num_undelivered_messages \
+    and oldest_unacked_message_age of each subscription";
 /// Clears a terminal.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
@@ -238,6 +242,9 @@ impl Overview {
         let mut readings = self.queues.clone();
         readings.extend(self.routes.iter().map(|routes| routes.reading.clone()));
         let mut text = table(&readings, paint);
+        if readings.iter().all(|reading| reading.waiting.is_none()) {
+            text += &format!("\n{}\n", UNCOUNTED);
+        }
         match self.workers.as_deref() {
             None => text += "\nworkers: this broker keeps no word of them\n",
             Some([]) => text += &format!("\n{}\n", paint.bad("no worker is there")),

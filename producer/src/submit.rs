@@ -35,7 +35,8 @@ mod reader;
 /// The flags of `inferq submit`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The queue's address, like sqlite:///var/lib/inferq/queue.db or amqp://user:password@host/vhost?queue=jobs.
+    /// The queue's address, like sqlite:///var/lib/inferq/queue.db, amqp://user:password@host/vhost?queue=jobs or
+    /// pubsub://project/jobs.
     #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL", required_unless_present = "dry_run")]
     queue: Option<BrokerUrl>,
     #[command(flatten)]

@@ -124,7 +124,7 @@ async fn a_released_message_keeps_its_place_and_its_attempts(bench: Bench) -> Re
     for round in 1..=3 {
         let first = one(&mut consumer).await?;
         ensure!(!capabilities.fifo || text(&first) == "a", "round {round}: {first:?}");
-        ensure!(first.attempt == if capabilities.free_release { 1 } else { round }, "{first:?}");
+        ensure!((1..=if capabilities.free_release { 1 } else { round }).contains(&first.attempt), "{first:?}");
         first.lease.release(Duration::ZERO).await?;
     }
     let rest = texts(&many(&mut consumer, 3).await?);
@@ -184,6 +184,7 @@ async fn an_expired_lease_is_redelivered_and_spends_an_attempt(bench: Bench) -> 
     bench.publish(&["a"]).await?;
     let mut first = bench.consumer(unrenewed(SHORT)).await?;
     let held = one(&mut first).await?;
+    let _first = stand_back(&bench, first).await;
     let mut second = bench.consumer(ConsumeOptions::new()).await?;
     if !bench.broker.capabilities().lease_expiry {
         // There only the holder's end gives it back.
@@ -201,6 +202,7 @@ async fn a_heartbeat_keeps_a_lease_beyond_its_length(bench: Bench) -> Result<()>
     bench.publish(&["held"]).await?;
     let mut keeper = bench.consumer(leases(LEASE)).await?;
     let held = one(&mut keeper).await?;
+    let _keeper = stand_back(&bench, keeper).await;
     // The clock of this test: another message whose lease runs out again and again, twice as long in all.
     if bench.broker.capabilities().lease_expiry {
         bench.publish(&["clock"]).await?;
@@ -223,6 +225,7 @@ async fn renewal_stops_while_the_holder_is_stuck(bench: Bench) -> Result<()> {
     let (stuck, renew) = watch::channel(true);
     let mut consumer = bench.consumer(ConsumeOptions { renew, ..leases(SHORT * 3) }).await?;
     let held = one(&mut consumer).await?;
+    let _consumer = stand_back(&bench, consumer).await;
     stuck.send(false)?;
     let mut other = bench.consumer(ConsumeOptions::new()).await?;
     let again = one(&mut other).await?;
@@ -239,6 +242,7 @@ async fn renewal_stops_at_the_longest_lease(bench: Bench) -> Result<()> {
     let options = ConsumeOptions { lease_max: SHORT * 2, ..leases(SHORT) };
     let mut consumer = bench.consumer(options).await?;
     let held = one(&mut consumer).await?;
+    let _consumer = stand_back(&bench, consumer).await;
     let mut other = bench.consumer(ConsumeOptions::new()).await?;
     let again = one(&mut other).await?;
     ensure!((&*text(&again), again.attempt) == ("a", 2), "{again:?}");
@@ -257,8 +261,8 @@ async fn attempts_add_up(bench: Bench) -> Result<()> {
     let last = one(&mut consumer).await?;
     let spent = last.attempt;
     last.lease.release(Duration::from_millis(1)).await?;
-    let free = bench.broker.capabilities().free_release;
-    ensure!(one(&mut consumer).await?.attempt == if free { spent } else { spent + 1 });
+    let most = if bench.broker.capabilities().free_release { spent } else { spent + 1 };
+    ensure!((spent..=most).contains(&one(&mut consumer).await?.attempt));
     Ok(())
 }
 
@@ -269,6 +273,7 @@ async fn a_late_ack_is_refused_and_harms_nobody(bench: Bench) -> Result<()> {
     bench.publish(&["a", "b", "c", "d"]).await?;
     let mut slow = bench.consumer(unrenewed(SHORT)).await?;
     let late = many(&mut slow, 4).await?;
+    let _slow = stand_back(&bench, slow).await;
     let mut quick = bench.consumer(ConsumeOptions::new()).await?;
     let again = many(&mut quick, 4).await?;
     let mut late = late.into_iter().map(|delivery| delivery.lease);
@@ -286,7 +291,8 @@ async fn a_late_ack_is_refused_and_harms_nobody(bench: Bench) -> Result<()> {
 }
 
 async fn attributes_come_back_unchanged(bench: Bench) -> Result<()> {
-    let long = "x".repeat(5000);
+    // The longest that every broker takes.
+    let long = "x".repeat(1024);
     let pairs =
         [("a", ""), ("inferq-job-id", "s7-0001"), ("traceparent", "00-ab-cd-01"), ("ünïcode", "日本\n"), ("l", &long)];
     let attributes: BTreeMap<String, String> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
@@ -393,17 +399,14 @@ async fn a_waiting_consumer_is_woken_by_a_release(bench: Bench) -> Result<()> {
     let mut second = bench.consumer(ConsumeOptions::new()).await?;
     let mut waiting = pin!(one(&mut second));
     ensure!(pending(waiting.as_mut()).await, "it came while leased");
-    // Who fetches ahead would have it again before anybody asks.
-    if bench.broker.capabilities().fetches_ahead {
-        first.close().await;
-    }
+    let _first = stand_back(&bench, first).await;
     held.lease.release(Duration::ZERO).await?;
     ensure!(text(&waiting.await?) == "a");
     Ok(())
 }
 
 async fn a_consumer_closed_while_waiting_takes_nothing(bench: Bench) -> Result<()> {
-    let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
+    let mut consumer = bench.consumer(leases(LEASE)).await?;
     ensure!(pending(pin!(one(&mut consumer))).await);
     bench.publish(&["a"]).await?;
     consumer.close().await;
@@ -494,7 +497,7 @@ async fn a_full_queue_refuses_late_and_takes_again(bench: &Bench) -> Result<()> 
 
 async fn a_consumer_that_dies_loses_nothing(bench: Bench) -> Result<()> {
     bench.publish(&["a", "b", "c"]).await?;
-    let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
+    let mut consumer = bench.consumer(leases(LEASE)).await?;
     let (seen, mut told) = mpsc::channel(1);
     let task = tokio::spawn(async move {
         let held = many(&mut consumer, 2).await?;
@@ -595,7 +598,12 @@ async fn removing_a_queue_takes_what_is_in_it(bench: Bench) -> Result<()> {
     let unknown = BrokerError::UnknownQueue(bench.queue.clone());
     let acked = held.lease.ack().await;
     ensure!(acked == Err(BrokerError::LeaseLost) || !bench.broker.capabilities().answered_acks && acked.is_ok());
-    ensure!(timeout(PATIENCE, consumer.receive(up_to(1))).await?.map(drop) == Err(unknown.clone()));
+    let mut received = timeout(PATIENCE, consumer.receive(up_to(1))).await?.map(drop);
+    if bench.broker.capabilities().fetches_ahead && received.is_ok() {
+        // It was here before the queue was gone.
+        received = timeout(PATIENCE, consumer.receive(up_to(1))).await?.map(drop);
+    }
+    ensure!(received == Err(unknown.clone()), "{received:?}");
     ensure!(bench.publish(&["c"]).await == Err(unknown));
     bench.broker.declare(&bench.queue, QueueOptions::default()).await?;
     ensure!(bench.broker.status(&bench.queue).await?.waiting.unwrap_or(0) == 0);
@@ -624,7 +632,7 @@ async fn status_tells_waiting_leased_and_delayed(bench: Bench) -> Result<()> {
 
 async fn what_is_published_outlives_the_connection(bench: Bench) -> Result<()> {
     bench.publish(&["a", "b"]).await?;
-    let mut consumer = bench.consumer(ConsumeOptions::new()).await?;
+    let mut consumer = bench.consumer(leases(LEASE)).await?;
     let held = one(&mut consumer).await?;
     bench.broker.clone().close().await;
     let again = Broker::connect(&bench.url).await?;
@@ -638,7 +646,9 @@ async fn what_is_published_outlives_the_connection(bench: Bench) -> Result<()> {
     for delivery in many(&mut consumer, 2).await? {
         got.insert(text(&delivery), delivery.attempt);
     }
-    ensure!(got == BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 1)]), "{got:?}");
+    // What was fetched ahead goes back as well.
+    let most = if bench.broker.capabilities().free_release { 1 } else { 2 };
+    ensure!(got.len() == 2 && got["a"] == 2 && got["b"] <= most, "{got:?}");
     ensure!(held.lease.ack().await == Err(BrokerError::Closed));
     again.close().await;
     Ok(())
@@ -770,6 +780,16 @@ async fn ack_all(deliveries: Vec<Delivery>) -> Result<(), BrokerError> {
 /// Whether a delivery is there already. A broker answers far sooner when there is one.
 async fn comes_at_once(consumer: &mut AnyConsumer) -> Result<bool> {
     Ok(timeout(SHORT, consumer.receive(up_to(1))).await.is_ok())
+}
+
+/// A consumer whose leases others wait for: one that fetches ahead would have them again before anybody asks, so it is
+/// closed, and its leases stay.
+async fn stand_back(bench: &Bench, consumer: AnyConsumer) -> Option<AnyConsumer> {
+    if !bench.broker.capabilities().fetches_ahead {
+        return Some(consumer);
+    }
+    consumer.close().await;
+    None
 }
 
 /// Whether a future still waits after it has been polled.

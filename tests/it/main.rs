@@ -24,6 +24,7 @@ mod parity;
 mod pointers;
 mod processes;
 mod producer;
+mod pubsub;
 mod rabbitmq;
 mod rabbitmq_server;
 mod tidy;

@@ -109,7 +109,8 @@ pub enum EngineKind {
 /// The worker's flags, as given.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
-    /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME] or amqp://user:password@host/vhost[?queue=NAME]
+    /// The queue to take jobs from: sqlite:///path/queue.db[?queue=NAME], amqp://user:password@host/vhost[?queue=NAME] or
+    /// pubsub://project/topic[?subscription=NAME]
     #[arg(long, env = "INFERQ_QUEUE", hide_env_values = true, value_name = "URL")]
     pub queue: BrokerUrl,
     /// The model's directory, as Hugging Face lays it out, or a root of models as `assets sync` makes it
@@ -157,8 +158,8 @@ pub struct Args {
     /// Bytes of job bodies between receiving and settling
     #[arg(long, env = "INFERQ_IN_FLIGHT_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     pub in_flight_bytes: usize,
-    /// Times a job is tried before it is answered attempts_exhausted; at least 3 [default: 5; over RabbitMQ, which counts
-    /// every lost connection, 20]
+    /// Times a job is tried before it is answered attempts_exhausted; at least 3 [default: 5; over RabbitMQ and
+    /// Pub/Sub, which count every lost connection, 20]
     #[arg(long, env = "INFERQ_MAX_ATTEMPTS", value_name = "N")]
     pub max_attempts: Option<u32>,
     /// A lease that is not renewed for so long is over, in seconds
@@ -308,8 +309,9 @@ impl Args {
     }
 
     fn attempts_max(&self) -> u32 {
-        let counts_connections = matches!(self.queue.scheme, Scheme::Amqp(_));
-        self.max_attempts.unwrap_or(if counts_connections { 20 } else { 5 })
+        // They count lost connections, and Pub/Sub also what is given back.
+        let counts_more = matches!(self.queue.scheme, Scheme::Amqp(_) | Scheme::PubSub(_));
+        self.max_attempts.unwrap_or(if counts_more { 20 } else { 5 })
     }
 
     fn check_ranges(&self) -> Result<(), String> {

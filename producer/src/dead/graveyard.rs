@@ -76,12 +76,17 @@ impl Graveyard<'_> {
         self.url.queues.dead()
     }
 
+    /// Whether letters can only be looked at by leasing them.
+    pub fn by_leases(&self) -> bool {
+        !self.broker.capabilities().browse
+    }
+
     /// Calls `visit` with each letter until it breaks off, without leasing where the broker can do so.
     ///
     /// # Errors
     /// When the queue is absent, the broker can't be reached, or `visit` fails.
     pub async fn look(&self, mut visit: impl FnMut(Letter) -> Result<ControlFlow<()>, Error>) -> Result<(), Error> {
-        if !self.broker.capabilities().browse {
+        if self.by_leases() {
             return self.look_by_leases(visit).await;
         }
         let mut page = PAGE;
@@ -132,7 +137,7 @@ impl Graveyard<'_> {
     /// # Errors
     /// As [`Graveyard::look`].
     pub async fn count(&self, filter: &Filter, limit: Option<u64>) -> Result<Option<u64>, Error> {
-        if !self.broker.capabilities().browse {
+        if self.by_leases() {
             return Ok(None);
         }
         let (mut count, now) = (0, Timestamp::now());
