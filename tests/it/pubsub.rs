@@ -10,6 +10,7 @@ use inferq_shared::broker::{
 };
 use inferq_shared::job::attribute;
 use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, unrenewed, up_to};
+use inferq_tests::pubsub::{Emulator, project};
 use tokio::time::timeout;
 
 /// A bench, unless there is no emulator, which has been said.
@@ -174,4 +175,58 @@ async fn a_single_publish_does_not_wait_for_a_batch() {
     }
     // The client alone would wait for 10 ms.
     assert!(fastest < Duration::from_millis(9), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn a_service_that_hangs_is_noticed_and_served_again_when_it_goes_on() {
+    let Some(emulator) = Emulator::own() else { return };
+    let url: BrokerUrl = emulator.url(&project()).parse().unwrap();
+    set_up(&url).await.unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    let mut consumer = broker.consumer("jobs", ConsumeOptions::new()).await.unwrap();
+    broker.publisher().publish("jobs", vec![message("a")]).await.unwrap();
+    let held = one(&mut consumer).await.unwrap();
+    emulator.freeze();
+    let publisher = broker.publisher();
+    let (published, received) = tokio::join!(
+        timeout(PATIENCE, publisher.publish("jobs", vec![message("lost?")])),
+        timeout(PATIENCE, consumer.receive(up_to(1)))
+    );
+    for told in [published.unwrap(), received.unwrap().map(drop)] {
+        assert!(matches!(told, Err(BrokerError::Unavailable(_))), "{told:?}");
+    }
+    emulator.thaw();
+    let started = Instant::now();
+    while let Err(error) = publisher.publish("jobs", vec![message("b")]).await {
+        assert!(error.is_transient() && started.elapsed() < PATIENCE, "{error}");
+    }
+    let mut got = Vec::new();
+    while !got.iter().any(|text| text == "b") {
+        match timeout(PATIENCE, consumer.receive(up_to(1))).await.unwrap() {
+            Ok(deliveries) => got.extend(deliveries.iter().map(text)),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    }
+    held.lease.ack().await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_service_that_lost_the_subscription_ends_its_consumer() {
+    let Some(emulator) = Emulator::own() else { return };
+    let url: BrokerUrl = emulator.url(&project()).parse().unwrap();
+    set_up(&url).await.unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    let mut consumer = broker.consumer("jobs", ConsumeOptions::new()).await.unwrap();
+    assert!(timeout(Duration::from_millis(100), consumer.receive(up_to(1))).await.is_err());
+    emulator.kill();
+    emulator.start();
+    let ended = loop {
+        match timeout(PATIENCE, consumer.receive(up_to(1))).await.unwrap() {
+            Err(error) if error.is_transient() => tokio::task::yield_now().await,
+            ended => break ended.map(drop),
+        }
+    };
+    assert_eq!(ended, Err(BrokerError::UnknownQueue("jobs".to_owned())));
+    broker.close().await;
 }

@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use google_cloud_auth::credentials::anonymous;
 use google_cloud_gax::retry_policy::RetryPolicyExt;
 use google_cloud_pubsub::client::{BasePublisher, Subscriber, SubscriptionAdmin, TopicAdmin};
+use google_cloud_pubsub::model::Subscription;
 use google_cloud_pubsub::retry_policy::RetryableErrors;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -199,9 +200,10 @@ impl PubSubBroker {
     pub async fn consumer(&self, queue: &str, options: ConsumeOptions) -> Result<PubSubConsumer, BrokerError> {
         let Shared { admin, subscriber, publisher, keepers, stop, .. } = &*self.shared;
         let (place, now) = (self.place(queue), Instant::now());
-        match admin.look_for(&place).await {
+        match admin.find(&place).await {
+            Ok(found) => self.warn_of(queue, &found),
             // Who may not look may still be allowed to take.
-            Ok(()) | Err(BrokerError::Refused(_)) => {}
+            Err(BrokerError::Refused(_)) => {}
             Err(error) => return Err(error),
         }
         let (settler, settlements) = mpsc::unbounded_channel();
@@ -231,6 +233,17 @@ impl PubSubBroker {
         while keepers.try_join_next().is_some() {}
         keepers.spawn(keeper.run());
         Ok(consumer)
+    }
+
+    /// Says of a subscription that others made where it does less than ours.
+    fn warn_of(&self, queue: &str, found: &Subscription) {
+        if self.purpose(queue).dead_topic.is_some() && found.dead_letter_policy.is_none() {
+            tracing::warn!(
+                subscription = found.name,
+                "without a dead-letter policy Pub/Sub counts no attempts, and a job that kills workers comes for ever: \
+                 `inferq setup --update` adds one"
+            );
+        }
     }
 
     /// Settles what leases have already decided, and ends what was spawned. Leases not settled by then are redelivered.

@@ -122,7 +122,7 @@ impl Keeper {
         while let Some(event) = next {
             match event {
                 Ok((message, handler)) => self.put_on_desk(message, handler),
-                Err(error) => return self.reopen(error),
+                Err(error) => return self.end_stream(error),
             }
             let room = self.leases.len() < self.streams.limit();
             next = if room { self.streams.next_ready() } else { None };
@@ -144,21 +144,16 @@ impl Keeper {
         self.desk.arrive(Arrived { token, message, attempt }, self.leases.len());
     }
 
-    /// A stream has ended. The client goes on by itself after what may heal.
-    fn reopen(&mut self, error: Option<Error>) {
-        let limit = self.streams.limit();
-        let error = error.map(|error| fault::of(&self.place, Action::Consume, &error));
-        match error {
-            Some(error) if !error.is_transient() => self.fail(error),
-            Some(error) => {
-                self.close_streams();
-                self.desk.tell(error);
-            }
-            None => {
-                self.close_streams();
-                self.streams.open(limit);
-            }
+    /// A stream has ended. After most of what may heal the client goes on by itself.
+    fn end_stream(&mut self, error: Option<Error>) {
+        let ended = || BrokerError::Unavailable("a stream has ended".to_owned());
+        let error = error.map_or_else(ended, |error| fault::of(&self.place, Action::Consume, &error));
+        if !error.is_transient() {
+            return self.fail(error);
         }
+        // Who is told asks again, a little later, and that opens others.
+        self.close_streams();
+        self.desk.tell(error);
     }
 
     /// Nothing will come any more, and no lease is worth anything.
