@@ -25,6 +25,7 @@ mod pointers;
 mod processes;
 mod producer;
 mod pubsub;
+mod pubsub_emulator;
 mod rabbitmq;
 mod rabbitmq_server;
 mod tidy;

@@ -1,12 +1,10 @@
 //! The RabbitMQ servers that tests start: that they are what the tests of the broker take them for.
 
-use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use inferq_tests::process::PATIENCE;
+use inferq_tests::process::{PATIENCE, killed_after};
 use inferq_tests::rabbitmq::RabbitmqServer;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -81,19 +79,10 @@ fn a_server_does_not_outlive_a_test_process_that_is_killed() {
             std::thread::park();
         }
     }
-    let mut holder = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "rabbitmq_server::a_server_does_not_outlive_a_test_process_that_is_killed", "--nocapture"])
-        .env(HOLDS, "yes")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let said = lines.find(|line| line.starts_with(HOLDS));
-    holder.kill().unwrap();
-    holder.wait().unwrap();
     // It says nothing where no server is installed.
-    let Some(said) = said else { return };
-    let [_, address, folder] = said.split(' ').collect::<Vec<_>>()[..] else { panic!("{said}") };
+    let test = "rabbitmq_server::a_server_does_not_outlive_a_test_process_that_is_killed";
+    let Some(said) = killed_after(test, HOLDS) else { return };
+    let (address, folder) = said.split_once(' ').unwrap();
     let started = Instant::now();
     while TcpStream::connect(address).is_ok() || Path::new(folder).exists() {
         assert!(started.elapsed() < PATIENCE, "the server, or its data, is still there");

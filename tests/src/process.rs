@@ -172,6 +172,23 @@ pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (code, body)
 }
 
+/// Runs one test of this program again, with the variable `word` set, in a process that is killed as soon as it has printed a
+/// line that begins with that word. Returns the line, without the word; `None` if it ended without one.
+pub fn killed_after(test: &str, word: &str) -> Option<String> {
+    let mut holder = Command::new(std::env::current_exe().expect("a running program knows its file"))
+        .args(["--exact", test, "--nocapture"])
+        .env(word, "yes")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a test program runs");
+    let mut lines = BufReader::new(holder.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
+    let said = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
+    // It may have ended by itself.
+    let _ = holder.kill();
+    let _ = holder.wait();
+    said
+}
+
 /// The lines of a child's output, as they come.
 pub(crate) fn read_lines(stderr: impl Read + Send + 'static) -> Receiver<String> {
     let (tx, rx) = channel();

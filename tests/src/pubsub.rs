@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::process::{PATIENCE, read_lines};
 
+pub mod client;
+
 /// What to do where there is none.
 pub const HOW_TO_INSTALL: &str = "the Pub/Sub emulator or Java is missing: tests/tools/pubsub_emulator.sh says which";
 

@@ -39,7 +39,7 @@ if [ "${1:-}" = --jar ]; then
     exit 0
 fi
 if ! command -v java > /dev/null || ! command -v javac > /dev/null; then
-    give_up "Java is missing: apt install openjdk-17-jdk-headless"
+    give_up "Java is missing: apt install default-jdk-headless"
 fi
 
 # Of this jar and this source.
