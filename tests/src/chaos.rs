@@ -1,20 +1,23 @@
-//! Chaos against a real RabbitMQ: worker processes behind relays, a seeded schedule of everything that can go wrong, and
-//! a history that is checked.
+//! Chaos against a real broker: worker processes behind relays, a seeded schedule of everything that can go wrong, and a
+//! history that is checked.
 //!
-//! In: a seed and a length. Out: a [`Summary`], and the history as text beside the binaries. [`schedule`] decides what
+//! In: a [`Server`], a seed and a length. Out: a [`Summary`], and the history as text beside the binaries. [`schedule`] decides what
 //! goes wrong and when, [`check`] what of the history breaks the promise; both are pure. `world` has the effects.
+//! [`forgets`] is a story of its own: a broker that loses all it had.
 
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::rabbitmq::RabbitmqServer;
-
 pub mod check;
+pub mod forgets;
 pub mod record;
 pub mod schedule;
+mod server;
 mod world;
+
+pub use self::server::Server;
 
 /// How long, and which schedule.
 #[derive(Debug, Clone, Copy)]
@@ -55,11 +58,11 @@ pub struct Summary {
     pub broken: Vec<String>,
 }
 
-/// Runs it on this server, which is stopped and killed meanwhile.
+/// Runs it on this server, which meets faults of its own meanwhile.
 ///
 /// # Errors
 /// When the world can't be set up, or a fault can't be made.
-pub async fn run(server: &RabbitmqServer, options: Options) -> Result<Summary> {
+pub async fn run(server: &Server, options: Options) -> Result<Summary> {
     println!("chaos: {} s, INFERQ_CHAOS_SEED={}", options.length.as_secs(), options.seed);
     world::run(server, options).await
 }

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use inferq_shared::broker::memory::{FaultPlan, MemoryBroker, MemoryConsumer, Observer};
 use inferq_shared::broker::{
-    Attributes, BrokerError, ConsumeOptions, Consumer, Delivery, Message, Publisher, Pull, QueueNames, QueueOptions,
-    QueueStatus,
+    BrokerError, ConsumeOptions, Consumer, Delivery, Message, Publisher, Pull, QueueNames, QueueOptions, QueueStatus,
 };
 use inferq_shared::bucket::{Buckets, Uri};
 use inferq_shared::job::{Input, Inputs, Item, Job, JobId, Metadata, ObjectFormat, Parameters, ReplyTo, attribute};
@@ -32,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::brokers::up_to;
 use crate::process::PATIENCE;
+use crate::queue_file::encoded;
 
 /// Queues, and the workers that live one after the other.
 pub struct Line {
@@ -81,11 +81,8 @@ impl Line {
 
     /// Publishes jobs in one go.
     pub async fn publish(&self, jobs: impl IntoIterator<Item = Job>) {
-        let messages = jobs.into_iter().map(|job| Message {
-            attributes: Attributes::from([(attribute::JOB_ID.to_owned(), job.id.to_string())]),
-            body: job.encode().into(),
-        });
-        self.sound.publisher().publish(&self.names.jobs, messages.collect()).await.expect("a sound connection");
+        let messages = jobs.into_iter().map(|job| encoded(&job)).collect();
+        self.sound.publisher().publish(&self.names.jobs, messages).await.expect("a sound connection");
     }
 
     /// Batches that were run by all workers so far.

@@ -123,18 +123,21 @@ async fn received(consumer: &mut AnyConsumer, pull_max: usize) -> Vec<Delivery> 
 
 /// A job of these texts.
 pub fn job(id: &str, texts: impl IntoIterator<Item = String>) -> Message {
-    let id = JobId::new(id).expect("a valid id");
-    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), id.to_string())]);
     let items = texts.into_iter().map(|text| Item { id: None, input: Input::Text(text) }).collect();
-    let job = Job {
-        id,
+    encoded(&Job {
+        id: JobId::new(id).expect("a valid id"),
         model: None,
         inputs: Inputs::Items(items),
         parameters: Parameters::default(),
         reply_to: None,
         deadline: None,
         metadata: Metadata::new(),
-    };
+    })
+}
+
+/// A job as a message.
+pub fn encoded(job: &Job) -> Message {
+    let attributes = Attributes::from([(attribute::JOB_ID.to_owned(), job.id.to_string())]);
     Message { body: job.encode().into(), attributes }
 }
 

@@ -1,15 +1,23 @@
-//! `make chaos`: minutes of everything that can go wrong with RabbitMQ, its links and the workers.
+//! `make chaos`: minutes of everything that can go wrong with a broker, its links and the workers.
 //!
-//! In: INFERQ_CHAOS_SECONDS and INFERQ_CHAOS_SEED. Out: what happened, and exit code 1 when a promise was broken.
+//! In: the broker, `rabbitmq` if not named, or `pubsub`; INFERQ_CHAOS_SECONDS and INFERQ_CHAOS_SEED. Out: what happened, and
+//! exit code 1 when a promise was broken.
 
-use anyhow::{Context, Result, ensure};
-use inferq_tests::chaos::{self, Options};
-use inferq_tests::rabbitmq::{HOW_TO_INSTALL, RabbitmqServer};
+use anyhow::{Context, Result, bail, ensure};
+use inferq_tests::chaos::{self, Options, Server, forgets};
+use inferq_tests::{pubsub, rabbitmq};
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let server = RabbitmqServer::own().context(HOW_TO_INSTALL)?;
-    let summary = chaos::run(&server, Options::from_environment(600)?).await?;
+    let server = match std::env::args().nth(1).as_deref() {
+        None | Some("rabbitmq") => Server::rabbitmq().context(rabbitmq::HOW_TO_INSTALL)?,
+        Some("pubsub") => Server::pubsub().await.context(pubsub::HOW_TO_INSTALL)?,
+        Some(other) => bail!("there is no chaos over {other}: rabbitmq and pubsub are known"),
+    };
+    let mut summary = chaos::run(&server, Options::from_environment(600)?).await?;
+    if let Server::PubSub(..) = server {
+        summary.broken.extend(forgets::run(&server).await?);
+    }
     println!("{summary}");
     ensure!(summary.broken.is_empty(), "{} promises are broken", summary.broken.len());
     Ok(())

@@ -32,9 +32,10 @@ pub struct Recoveries {
     pub missing: Vec<usize>,
 }
 
-/// Everything that is wrong with a finished run of this length.
-pub fn broken(entries: &[Entry], length: Duration, workers: usize) -> Vec<String> {
-    [jobs(entries), faults(entries, length), recovery(&recoveries(entries, workers)), memory(entries)].concat()
+/// Everything that is wrong with a finished run of this length, in which these faults had to happen.
+pub fn broken(entries: &[Entry], promised: &[Fault], length: Duration, workers: usize) -> Vec<String> {
+    [jobs(entries), faults(entries, promised, length), recovery(&recoveries(entries, workers)), memory(entries)]
+        .concat()
 }
 
 /// Every confirmed job has a reply; all of a job's replies say the same, and that it succeeded.
@@ -62,12 +63,12 @@ fn jobs(entries: &[Entry]) -> Vec<String> {
 }
 
 /// What was promised to go wrong did.
-fn faults(entries: &[Entry], length: Duration) -> Vec<String> {
+fn faults(entries: &[Entry], promised: &[Fault], length: Duration) -> Vec<String> {
     let missed = |fault: &Fault| {
         let (count, least) = (count(entries, *fault), fault.least(length));
         (count < least).then(|| format!("{fault:?} happened {count} times, not {least}"))
     };
-    Fault::ALL.iter().filter_map(missed).collect()
+    promised.iter().filter_map(missed).collect()
 }
 
 /// How often something went wrong.

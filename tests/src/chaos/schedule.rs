@@ -35,11 +35,15 @@ pub enum Fault {
     Restart,
     /// The server is killed and started.
     Crash,
+    /// The server is stopped by a signal, and goes on later.
+    Pause,
+    /// The bucket that replies go to is unavailable for a while.
+    NoBucket,
 }
 
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
+    /// Those of workers on RabbitMQ.
+    pub const RABBITMQ: &[Self] = &[
         Self::Kill,
         Self::Freeze,
         Self::Cut,
@@ -50,10 +54,13 @@ impl Fault {
         Self::Restart,
         Self::Crash,
     ];
+    /// Those of workers on the Pub/Sub emulator, with replies in a bucket. It keeps nothing: who ends it loses all.
+    pub const PUBSUB: &[Self] =
+        &[Self::Kill, Self::Freeze, Self::Cut, Self::HalfOpen, Self::Slow, Self::Pause, Self::NoBucket];
 
     /// Whether it meets every worker.
     pub fn is_everywhere(self) -> bool {
-        matches!(self, Self::CloseAll | Self::Alarm | Self::Restart | Self::Crash)
+        matches!(self, Self::CloseAll | Self::Alarm | Self::Restart | Self::Crash | Self::Pause | Self::NoBucket)
     }
 
     /// At least so many of it belong to a run of this length: 5 restarts and 5 crashes in ten minutes, 20 of the others.
@@ -64,7 +71,9 @@ impl Fault {
 
     fn lasts(self, rng: &mut StdRng) -> Duration {
         match self {
-            Self::Freeze | Self::Slow | Self::Alarm => rng.random_range(LASTS_MAX / 5..LASTS_MAX),
+            Self::Freeze | Self::Slow | Self::Alarm | Self::Pause | Self::NoBucket => {
+                rng.random_range(LASTS_MAX / 5..LASTS_MAX)
+            }
             _ => Duration::ZERO,
         }
     }
@@ -83,12 +92,12 @@ pub struct Step {
     pub begins: bool,
 }
 
-/// The schedule of a seed. Faults are spread evenly, in any order; those that last may overlap. The first worker is
+/// The schedule of a seed: these faults are spread evenly, in any order; those that last may overlap. The first worker is
 /// never killed: who lives through everything shows whether memory is flat.
-pub fn schedule(seed: u64, length: Duration, workers: usize) -> Vec<Step> {
+pub fn schedule(faults: &[Fault], seed: u64, length: Duration, workers: usize) -> Vec<Step> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut faults: Vec<Fault> =
-        Fault::ALL.iter().flat_map(|fault| std::iter::repeat_n(*fault, fault.least(length))).collect();
+        faults.iter().flat_map(|fault| std::iter::repeat_n(*fault, fault.least(length))).collect();
     faults.shuffle(&mut rng);
     let slot = length / faults.len().max(1) as u32;
     let mut steps = Vec::new();

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,16 +22,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::check::{broken, count, memory_kib, recoveries};
 use super::record::{Record, What};
 use super::schedule::{Fault, Step, schedule};
+use super::server::{ITEMS, Jobs, Server, contents, doubled_or_lost};
 use super::{Options, Summary};
 use crate::brokers::up_to;
-use crate::process::{WorkerProcess, command, worker_on};
-use crate::queue_file::job;
-use crate::rabbitmq::{self, RabbitmqServer};
+use crate::endpoints::Store;
+use crate::process::{WorkerProcess, worker_on};
 use crate::relay::Relay;
 
 const WORKERS: usize = 3;
-/// Jobs in one publish, and how often there is one.
-const JOBS: usize = 10;
+/// How often there are new jobs.
 const PACE: Duration = Duration::from_millis(100);
 /// Replies in one pull.
 const PULL: usize = 256;
@@ -38,34 +38,33 @@ const PULL: usize = 256;
 const LOOK: Duration = Duration::from_millis(500);
 /// How long whatever is left may take once nothing goes wrong any more.
 const AFTERMATH: Duration = Duration::from_secs(90);
+/// How long a queue that is not empty may take to deliver something.
+const SOON: Duration = Duration::from_secs(2);
 /// Between two tries of what the broker refuses for now.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// One worker: its process, the link it has, and where its log goes.
+/// One worker: its process and how to start it, the link it has, and where its log goes.
 struct Worker {
-    name: String,
     relay: Relay,
-    url: String,
+    command: Command,
     process: WorkerProcess,
     log: File,
 }
 
 /// Runs a schedule to its end, waits for what is left, and judges.
-pub(super) async fn run(server: &RabbitmqServer, options: Options) -> Result<Summary> {
+pub(super) async fn run(server: &Server, options: Options) -> Result<Summary> {
     let folder = folder(options.seed)?;
-    let host = server.virtual_host();
-    let url = ours(&server.url(&host));
-    let setup = command("inferq").args(["setup", "--queue", &url]).output()?;
-    ensure!(setup.status.success(), "setup failed: {}", String::from_utf8_lossy(&setup.stderr));
-    let url: BrokerUrl = url.parse().map_err(anyhow::Error::msg)?;
+    let place = server.place()?;
+    let url: BrokerUrl = server.queue(server.address(), &place).parse().map_err(anyhow::Error::msg)?;
     let names = url.queues.clone();
     let mut workers = Vec::new();
     for number in 0..WORKERS {
-        workers.push(Worker::start(number, server, &host, &folder).await?);
+        workers.push(Worker::start(number, server, &place, &folder).await?);
     }
     let record = Record::new();
     let (stop, stopped) = watch::channel(false);
-    let sent = tokio::spawn(submit(Broker::connect(&url).await?, names.clone(), record.clone(), stopped));
+    let sent = submit(Broker::connect(&url).await?, names.clone(), server.jobs(), record.clone(), stopped);
+    let sent = tokio::spawn(sent);
     let mut taken = tokio::spawn(collect(Broker::connect(&url).await?, names.clone(), record.clone()));
     let broke = async {
         breakage(server, &mut workers, &record, options).await?;
@@ -76,7 +75,11 @@ pub(super) async fn run(server: &RabbitmqServer, options: Options) -> Result<Sum
     let left = async {
         sent.await??;
         all_answered(&record).await;
-        leftovers(&url, &names).await
+        let mut left = leftovers(&url, &names).await?;
+        if let Some(store) = server.bucket() {
+            left.extend(objects(store, &record).await?);
+        }
+        anyhow::Ok(left)
     };
     let left = tokio::select! {
         left = timeout(AFTERMATH, left) => left.unwrap_or_else(|_| Ok(vec![format!("not all is done after {AFTERMATH:?}")])),
@@ -88,29 +91,29 @@ pub(super) async fn run(server: &RabbitmqServer, options: Options) -> Result<Sum
     std::fs::write(folder.join("history.txt"), record.to_string())?;
     println!("history and logs: {}", folder.display());
     broke?;
-    let mut summary = summary(&record, options);
+    let mut summary = summary(&record, server.faults(), options);
     summary.broken.extend(left?);
     Ok(summary)
 }
 
-fn summary(record: &Record, options: Options) -> Summary {
+fn summary(record: &Record, faults: &[Fault], options: Options) -> Summary {
     let entries = record.entries();
     let how_many = |is: fn(&What) -> bool| entries.iter().filter(|entry| is(&entry.what)).count();
     Summary {
         jobs: how_many(|what| matches!(what, What::Confirmed { .. })),
         replies: how_many(|what| matches!(what, What::Replied { .. })),
-        faults: Fault::ALL.iter().map(|fault| (*fault, count(&entries, *fault))).collect(),
+        faults: faults.iter().map(|fault| (*fault, count(&entries, *fault))).collect(),
         recoveries: recoveries(&entries, WORKERS),
         memory_kib: memory_kib(&entries),
-        broken: broken(&entries, options.length, WORKERS),
+        broken: broken(&entries, faults, options.length, WORKERS),
     }
 }
 
 /// Does what the schedule says, and samples memory between its steps.
-async fn breakage(server: &RabbitmqServer, workers: &mut [Worker], record: &Record, options: Options) -> Result<()> {
+async fn breakage(server: &Server, workers: &mut [Worker], record: &Record, options: Options) -> Result<()> {
     // Time that faults themselves take is no part of the schedule: a slow restart must not let the next ones coincide.
     let mut taken = record.elapsed();
-    for Step { at, fault, worker, begins } in schedule(options.seed, options.length, WORKERS) {
+    for Step { at, fault, worker, begins } in schedule(server.faults(), options.seed, options.length, WORKERS) {
         while let Some(left) = (at + taken).checked_sub(record.elapsed()).filter(|left| !left.is_zero()) {
             sleep(left.min(LOOK)).await;
             look(workers, record)?;
@@ -128,33 +131,23 @@ async fn breakage(server: &RabbitmqServer, workers: &mut [Worker], record: &Reco
     Ok(())
 }
 
-fn begin(server: &RabbitmqServer, fault: Fault, worker: &mut Worker) -> Result<()> {
+fn begin(server: &Server, fault: Fault, worker: &mut Worker) -> Result<()> {
     match fault {
         Fault::Kill => block_in_place(|| worker.replace())?,
         Fault::Freeze => worker.process.signal(Signal::STOP),
         Fault::Cut => worker.relay.cut(),
         Fault::HalfOpen => worker.relay.half_open(),
         Fault::Slow => worker.relay.slow(true),
-        Fault::CloseAll => drop(server.close_all_connections()),
-        Fault::Alarm => server.memory_alarm(true),
-        Fault::Restart => block_in_place(|| {
-            server.stop();
-            server.start();
-        }),
-        Fault::Crash => block_in_place(|| {
-            server.kill();
-            server.start();
-        }),
+        everywhere => server.begin(everywhere),
     }
     Ok(())
 }
 
-fn end(server: &RabbitmqServer, fault: Fault, worker: &mut Worker) {
+fn end(server: &Server, fault: Fault, worker: &mut Worker) {
     match fault {
         Fault::Freeze => worker.process.signal(Signal::CONT),
         Fault::Slow => worker.relay.slow(false),
-        Fault::Alarm => server.memory_alarm(false),
-        Fault::Kill | Fault::Cut | Fault::HalfOpen | Fault::CloseAll | Fault::Restart | Fault::Crash => {}
+        other => server.end(other),
     }
 }
 
@@ -179,21 +172,24 @@ async fn aftermath(workers: &mut [Worker], record: &Record) -> Result<()> {
 }
 
 /// Publishes jobs at a steady pace until told to stop, each list again until it is confirmed.
-async fn submit(broker: Broker, names: QueueNames, record: Record, stopped: watch::Receiver<bool>) -> Result<()> {
+async fn submit(
+    broker: Broker,
+    names: QueueNames,
+    jobs: Jobs,
+    record: Record,
+    stopped: watch::Receiver<bool>,
+) -> Result<()> {
     let publisher = broker.publisher();
     let mut ticks = interval(PACE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next = 0;
     while !*stopped.borrow() {
         ticks.tick().await;
-        let numbers = next..next + JOBS;
+        let numbers = next..next + jobs.at_once;
         next = numbers.end;
         numbers.clone().for_each(|job| record.add(What::Sent { job }));
-        let jobs: Vec<_> = numbers
-            .clone()
-            .map(|number| job(&format!("job-{number}"), [format!("text {number}"), format!("another {number}")]))
-            .collect();
-        while let Err(e) = publisher.publish(&names.jobs, jobs.clone()).await {
+        let messages: Vec<_> = numbers.clone().map(|number| jobs.message(number)).collect();
+        while let Err(e) = publisher.publish(&names.jobs, messages.clone()).await {
             ensure!(e.is_transient(), "jobs can't be published: {e}");
             sleep(AGAIN).await;
         }
@@ -226,7 +222,7 @@ async fn collect(broker: Broker, names: QueueNames, record: Record) -> Result<In
 
 fn replied(reply: &Reply) -> Result<What> {
     let number = |text: &str| text.rsplit('-').next().and_then(|number| number.parse().ok());
-    let content = format!("{} {}", serde_json::to_string(&reply.results)?, serde_json::to_string(&reply.error)?);
+    let content = serde_json::to_string(&(&reply.results, &reply.error, &reply.output_uri))?;
     Ok(What::Replied {
         job: number(reply.id.as_str()).context("a reply to no job of ours")?,
         worker: number(&reply.worker).context("a reply of no worker of ours")?,
@@ -256,35 +252,55 @@ async fn all_answered(record: &Record) {
 /// What should not be left in the queues when all is answered. Copies of jobs may still be under way for a while.
 async fn leftovers(url: &BrokerUrl, names: &QueueNames) -> Result<Vec<String>> {
     let broker = Broker::connect(url).await?;
-    while broker.status(&names.jobs).await?.waiting != Some(0) {
+    // A broker that can't tell how many there are is asked for one.
+    while broker.status(&names.jobs).await?.waiting.is_some_and(|waiting| waiting > 0) {
         sleep(LOOK).await;
     }
-    let dead = broker.status(&names.dead()).await?.waiting;
+    let dead = match broker.status(&names.dead()).await?.waiting {
+        Some(count) => count > 0,
+        None => comes(&broker, &names.dead()).await?,
+    };
     broker.close().await;
-    Ok((dead != Some(0)).then(|| format!("{dead:?} dead letters")).into_iter().collect())
+    Ok(dead.then(|| "there are dead letters".to_owned()).into_iter().collect())
+}
+
+/// Whether a queue has something to deliver.
+async fn comes(broker: &Broker, queue: &str) -> Result<bool> {
+    let mut consumer = broker.consumer(queue, ConsumeOptions::new()).await?;
+    let comes = timeout(SOON, consumer.receive(up_to(1))).await.is_ok();
+    consumer.close().await;
+    Ok(comes)
+}
+
+/// What is wrong with the objects: every confirmed job has one.
+async fn objects(store: &Store, record: &Record) -> Result<Vec<String>> {
+    let confirmed = record.entries().into_iter().filter_map(|entry| match entry.what {
+        What::Confirmed { job } => Some(store.uri(&format!("job-{job}.jsonl")).to_string()),
+        _ => None,
+    });
+    Ok(doubled_or_lost(&contents(store, &store.root).await?, confirmed, ITEMS))
 }
 
 impl Worker {
-    async fn start(number: usize, server: &RabbitmqServer, host: &str, folder: &Path) -> Result<Self> {
+    async fn start(number: usize, server: &Server, place: &str, folder: &Path) -> Result<Self> {
         let name = format!("worker-{number}");
         let relay = Relay::start(server.address()).await;
-        let url = ours(&rabbitmq::url(relay.address(), host));
+        let url = server.queue(relay.address(), place);
+        let mut command = worker_on(&url, &["--engine", "echo", "--max-attempts", "100", "--worker-name", &name]);
+        if let Some(store) = server.bucket() {
+            command.args(["--allow-write", &store.root.to_string()]).envs(store.variables().iter().cloned());
+        }
         let log = File::create(folder.join(format!("{name}.log")))?;
-        let process = block_in_place(|| WorkerProcess::spawn(&mut Self::command(&name, &url)));
-        Ok(Self { name, relay, url, process, log })
-    }
-
-    fn command(name: &str, url: &str) -> std::process::Command {
-        worker_on(url, &["--engine", "echo", "--max-attempts", "100", "--worker-name", name])
+        let process = block_in_place(|| WorkerProcess::spawn(&mut command));
+        Ok(Self { relay, command, process, log })
     }
 
     /// Kills the process, and starts another.
     fn replace(&mut self) -> Result<()> {
         self.keep_log()?;
-        let next = || WorkerProcess::spawn(&mut Self::command(&self.name, &self.url));
         // The old one is killed first: two of a name would answer for each other.
         self.process.signal(Signal::KILL);
-        self.process = next();
+        self.process = WorkerProcess::spawn(&mut self.command);
         Ok(writeln!(self.log, "killed, and started again")?)
     }
 
@@ -292,11 +308,6 @@ impl Worker {
         let Self { process, log, .. } = self;
         Ok(process.logged().try_for_each(|line| writeln!(log, "{line}"))?)
     }
-}
-
-/// The address as our binaries take it.
-fn ours(url: &str) -> String {
-    format!("{url}?queue=jobs")
 }
 
 /// Where a run's files go, beside the running program.
