@@ -17,11 +17,12 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGETS := job reply broker_url line
 PEERS ?=
 MINUTES ?= 10
+BROKER ?= rabbitmq
 
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq chaos clean tools
+.PHONY: help demo test lint fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq bench-pubsub chaos clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,7 @@ demo: tools ## embed 325 sentences and print the nearest ones to a few queries
 test: tools ## every test
 	@[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -x /opt/rabbitmq/sbin/rabbitmq-server ] || \
 		echo "left out: tests on RabbitMQ (apt install rabbitmq-server; the service need not run)"
+	@[ -n "$$(tests/tools/pubsub_emulator.sh)" ] || echo "left out: tests on Pub/Sub"
 	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
 	$(CARGO) build --release --locked --workspace; \
 	$(CARGO) test --release --locked --workspace
@@ -105,9 +107,13 @@ bench-rabbitmq: tools ## worker and submit over RabbitMQ, beside bare client loo
 	$(CARGO) build --release --locked --workspace; \
 	"$(TARGET)/release/bench_rabbitmq"
 
-chaos: tools ## MINUTES=10 of faults at workers, links and a RabbitMQ of its own; every job must be answered
+bench-pubsub: tools ## worker and submit over the Pub/Sub emulator, beside bare loops with Google's own client
 	@$(CARGO) build --release --locked --workspace; \
-	INFERQ_CHAOS_SECONDS=$$(($(MINUTES) * 60)) "$(TARGET)/release/chaos"
+	"$(TARGET)/release/bench_pubsub"
+
+chaos: tools ## MINUTES=10 of faults at workers, links and a BROKER=rabbitmq or pubsub of its own; every job must be answered
+	@$(CARGO) build --release --locked --workspace; \
+	INFERQ_CHAOS_SECONDS=$$(($(MINUTES) * 60)) "$(TARGET)/release/chaos" $(BROKER)
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -3,11 +3,40 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// Figures by row, in the order of the table.
 pub type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+/// How much a benchmark of a broker does.
+#[derive(Debug)]
+pub struct Options {
+    /// How often each row is measured.
+    pub rounds: usize,
+    /// Jobs a round.
+    pub jobs: usize,
+}
+
+impl Options {
+    /// Those of `--rounds N --jobs N` on the command line, else 3 rounds of so many jobs.
+    ///
+    /// # Errors
+    /// When anything else stands there.
+    pub fn from_arguments(jobs: usize) -> Result<Self> {
+        let mut options = Self { rounds: 3, jobs };
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        for pair in arguments.chunks(2) {
+            let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
+            match &**name {
+                "--rounds" => options.rounds = value.parse().context("--rounds")?,
+                "--jobs" => options.jobs = value.parse().context("--jobs")?,
+                other => bail!("unknown option {other}: --rounds and --jobs are known"),
+            }
+        }
+        Ok(options)
+    }
+}
 
 /// Adds a figure to a row.
 pub fn note(figures: &mut Figures, row: &'static str, figure: f64) {

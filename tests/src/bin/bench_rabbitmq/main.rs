@@ -10,10 +10,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use inferq_shared::broker::QueueNames;
-use inferq_tests::figures::{self, Figures, cpu_time, keep, median, note, rate};
+use inferq_tests::figures::{self, Figures, Options, cpu_time, keep, median, note, rate};
 use inferq_tests::process::{WorkerProcess, command, worker_on};
 use inferq_tests::queue_file::{self, message};
 use inferq_tests::rabbitmq::{HOW_TO_INSTALL, RabbitmqServer};
@@ -39,29 +39,9 @@ const ASKED_EVERY: Duration = Duration::from_millis(20);
 /// How long the idle worker is watched, after as long a rest.
 const IDLE: Duration = Duration::from_secs(4);
 
-#[derive(Debug)]
-struct Options {
-    rounds: usize,
-    jobs: usize,
-}
-
-fn options() -> Result<Options> {
-    let mut options = Options { rounds: 3, jobs: 20_000 };
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    for pair in arguments.chunks(2) {
-        let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
-        match &**name {
-            "--rounds" => options.rounds = value.parse().context("--rounds")?,
-            "--jobs" => options.jobs = value.parse().context("--jobs")?,
-            other => bail!("unknown option {other}: --rounds and --jobs are known"),
-        }
-    }
-    Ok(options)
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = options()?;
+    let options = Options::from_arguments(20_000)?;
     let server = RabbitmqServer::own().context(HOW_TO_INSTALL)?;
     let mut figures = Figures::new();
     for round in 0..options.rounds {
