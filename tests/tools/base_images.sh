@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes stand-ins for the public images that Dockerfile and docker-compose.yaml name, for machines that reach Debian's
-# packages but no image registry: bookworm by debootstrap, this machine's Rust, Debian's RabbitMQ. An image that is there
-# already, or that can be pulled, is left alone. Needs root, docker and debootstrap.
+# packages but no image registry: bookworm by debootstrap, this machine's Rust and Pub/Sub emulator, Debian's RabbitMQ and Java. An
+# image that is there already, or that can be pulled, is left alone. Needs root, docker and debootstrap.
 set -euo pipefail
 
 DEBIAN=debian:bookworm-slim
 RUST=rust:1.95-slim-bookworm
 RABBITMQ=rabbitmq:4-management
+EMULATORS=gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators
 # The certificates that this machine trusts: a proxy's own may be among them.
 CERTIFICATES=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 
@@ -53,4 +54,31 @@ VOLUME /var/lib/rabbitmq
 CMD ["/usr/lib/rabbitmq/bin/rabbitmq-server"]
 DOCKERFILE
     docker build --quiet --tag "$RABBITMQ" "$work/rabbitmq" > /dev/null
+fi
+
+if absent "$EMULATORS"; then
+    class_path=$("$(dirname "$0")/pubsub_emulator.sh")
+    if [[ -n $class_path ]]; then
+        mkdir -p "$work/emulators"
+        cp -r "${class_path%%:*}" "$work/emulators/shim"
+        cp "${class_path#*:}" "$work/emulators/emulator.jar"
+        cat > "$work/emulators/gcloud" << 'SH'
+#!/bin/sh
+# `gcloud beta emulators pubsub start --host-port=HOST:PORT`, and nothing else.
+for argument; do
+    case $argument in --host-port=*) address=${argument#*=} ;; esac
+done
+exec java -Djava.util.logging.config.file=/shim/logging.properties -cp /shim:/emulator.jar \
+    com.google.cloud.pubsub.testing.v1.Main --host="${address%:*}" --port="${address##*:}"
+SH
+        chmod +x "$work/emulators/gcloud"
+        cat > "$work/emulators/Dockerfile" << DOCKERFILE
+FROM $DEBIAN
+RUN apt-get update && apt-get install -y --no-install-recommends default-jre-headless && rm -rf /var/lib/apt/lists/*
+COPY shim /shim
+COPY emulator.jar /
+COPY gcloud /usr/local/bin/
+DOCKERFILE
+        docker build --quiet --tag "$EMULATORS" "$work/emulators" > /dev/null
+    fi
 fi
