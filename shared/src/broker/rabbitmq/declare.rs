@@ -32,6 +32,11 @@ pub(super) fn delay_queue(queue: &str, seconds: u64) -> String {
     format!("{queue}.delay.{seconds}")
 }
 
+/// Whether a queue is such a one.
+pub(super) fn is_delay(queue: &str) -> bool {
+    DELAYS_S.into_iter().any(|seconds| queue.ends_with(&format!(".delay.{seconds}")))
+}
+
 /// The delay that is at least `after`, or the longest.
 pub(super) fn delay_for(after: Duration) -> u64 {
     let longest = DELAYS_S[DELAYS_S.len() - 1];

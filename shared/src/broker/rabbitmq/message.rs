@@ -7,6 +7,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::super::{Attributes, BrokerError, Message};
+use super::declare::is_delay;
 use crate::job::attribute;
 
 /// Written to disk before it is confirmed.
@@ -15,6 +16,8 @@ const PERSISTENT: u8 = 2;
 const ATTRIBUTES_BYTES_MAX: usize = 100 << 10;
 /// The broker's own count of deliveries that were given back; absent at first.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Queues beside the one that it was sent to, <https://www.rabbitmq.com/docs/sender-selected>.
+const COPIES_TO: [&str; 2] = ["CC", "BCC"];
 /// How a message has come from queue to queue, the latest way first.
 const DEATHS: &str = "x-death";
 
@@ -51,8 +54,8 @@ pub(super) fn encode(attributes: &Attributes, now: i64) -> Result<BasicPropertie
             attribute::AMQP_REPLY_TO => properties = properties.with_reply_to(short(value)?),
             attribute::AMQP_CORRELATION_ID => properties = properties.with_correlation_id(short(value)?),
             _ => {
-                if name == attribute::CONTENT_TYPE {
-                    properties = properties.with_content_type(short(value)?);
+                if let (attribute::CONTENT_TYPE, Ok(value)) = (&**name, short(value)) {
+                    properties = properties.with_content_type(value);
                 }
                 headers.insert(short(name)?, text(value));
             }
@@ -103,7 +106,7 @@ fn death(properties: &BasicProperties) -> Vec<(&'static str, String)> {
     let told = |name: &str| latest.inner().get(name).and_then(rendered);
     match (told("reason"), told("queue")) {
         // A delay's end is no death.
-        (Some(reason), Some(queue)) if reason != "expired" => {
+        (Some(reason), Some(queue)) if reason != "expired" || !is_delay(&queue) => {
             vec![(attribute::DEAD_REASON, reason), (attribute::DEAD_QUEUE, queue)]
         }
         _ => Vec::new(),
@@ -124,7 +127,42 @@ pub(super) fn again(properties: &BasicProperties, attempt: u32) -> BasicProperti
     if attempt > 1 {
         headers.insert(attribute::ATTEMPT.into(), text(&attempt.to_string()));
     }
-    properties.clone().with_delivery_mode(PERSISTENT).with_headers(headers)
+    let again = carried(properties).with_headers(headers);
+    // What was to be worth nothing after a time still is.
+    match properties.expiration() {
+        Some(expiration) => again.with_expiration(expiration.clone()),
+        None => again,
+    }
+}
+
+/// The properties that a copy can have too, without headers.
+///
+/// It is published by another user than the original, whose name the broker would refuse. And what is set aside is kept,
+/// though the original was to expire.
+fn carried(properties: &BasicProperties) -> BasicProperties {
+    type With = fn(BasicProperties, ShortString) -> BasicProperties;
+    let texts: [(&Option<ShortString>, With); 7] = [
+        (properties.content_type(), BasicProperties::with_content_type),
+        (properties.content_encoding(), BasicProperties::with_content_encoding),
+        (properties.correlation_id(), BasicProperties::with_correlation_id),
+        (properties.reply_to(), BasicProperties::with_reply_to),
+        (properties.message_id(), BasicProperties::with_message_id),
+        (properties.kind(), BasicProperties::with_type),
+        (properties.app_id(), BasicProperties::with_app_id),
+    ];
+    let mut carried = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    for (text, with) in texts {
+        if let Some(text) = text {
+            carried = with(carried, text.clone());
+        }
+    }
+    if let Some(priority) = properties.priority() {
+        carried = carried.with_priority(*priority);
+    }
+    if let Some(timestamp) = properties.timestamp() {
+        carried = carried.with_timestamp(*timestamp);
+    }
+    carried
 }
 
 /// Why a message is set aside.
@@ -151,21 +189,43 @@ pub(super) fn dead(properties: &BasicProperties, epitaph: &Epitaph<'_>) -> Basic
     for (name, value) in said {
         headers.insert(name.into(), text(value));
     }
-    properties.clone().with_delivery_mode(PERSISTENT).with_headers(headers)
+    carried(properties).with_headers(headers)
 }
 
 /// The headers without the attempt, and without the broker's, but for what these say of why it was set aside.
+///
+/// Nor do copies go where the original has gone beside this queue. What is too much for a frame with a copy's own headers
+/// is left out: the broker would close the connection, and each time anew.
 fn own_headers(properties: &BasicProperties) -> FieldTable {
     let mut headers = FieldTable::default();
     for (name, value) in death(properties) {
         headers.insert(name.into(), text(&value));
     }
+    let mut bytes = 0;
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-        if !is_the_brokers(name.as_str()) && name.as_str() != attribute::ATTEMPT {
+        let left_out = is_the_brokers(name.as_str()) || COPIES_TO.contains(&name.as_str());
+        let more = name.as_str().len() + size(value);
+        if !left_out && name.as_str() != attribute::ATTEMPT && bytes + more <= ATTRIBUTES_BYTES_MAX {
             headers.insert(name.clone(), value.clone());
+            bytes += more;
         }
     }
     headers
+}
+
+/// The most that a value may have on the wire, in bytes.
+fn size(value: &AMQPValue) -> usize {
+    // A type and a length, or a number.
+    9 + match value {
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(size).sum(),
+        AMQPValue::FieldTable(fields) => {
+            fields.inner().iter().map(|(name, value)| name.as_str().len() + size(value)).sum()
+        }
+        _ => 0,
+    }
 }
 
 fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
@@ -264,6 +324,38 @@ mod tests {
         assert!(header(&copy, DEATHS).is_none());
         let told = decode(&copy);
         assert_eq!((&*told[attribute::DEAD_REASON], &*told[attribute::DEAD_QUEUE]), ("delivery_limit", "jobs"));
+    }
+
+    #[test]
+    fn a_message_that_expired_in_its_queue_says_so_and_one_that_was_delayed_does_not() {
+        let told = |queue: &str| {
+            let mut latest = FieldTable::default();
+            latest.insert("reason".into(), text("expired"));
+            latest.insert("queue".into(), text(queue));
+            let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(latest)].into());
+            decode(&with_headers(&[(DEATHS, deaths)])).remove(attribute::DEAD_REASON)
+        };
+        assert_eq!((told("jobs"), told("jobs.delay.30")), (Some("expired".to_owned()), None));
+    }
+
+    #[test]
+    fn a_copy_carries_nothing_that_keeps_the_broker_from_taking_it() {
+        let headers = [
+            ("CC", AMQPValue::FieldArray(vec![text("elsewhere")].into())),
+            ("kept", text("x")),
+            ("large", text(&"x".repeat(ATTRIBUTES_BYTES_MAX))),
+        ];
+        let original = with_headers(&headers).with_user_id("somebody".into()).with_expiration("60000".into());
+        let original = original.with_priority(9).with_type("t".into()).with_timestamp(7);
+        let epitaph = Epitaph { reason: "r", queue: "q", attempt: 1, at: 0 };
+        for (copy, expiration) in [(again(&original, 2), Some("60000")), (dead(&original, &epitaph), None)] {
+            let names: Vec<_> =
+                copy.headers().iter().flat_map(FieldTable::inner).map(|(name, _)| name.as_str()).collect();
+            assert!(names.contains(&"kept") && !names.contains(&"CC") && !names.contains(&"large"), "{names:?}");
+            assert_eq!((copy.user_id(), copy.expiration().as_ref().map(ShortString::as_str)), (&None, expiration));
+            assert_eq!((copy.priority(), copy.timestamp()), (&Some(9), &Some(7)));
+            assert_eq!(copy.kind().as_ref().map(ShortString::as_str), Some("t"));
+        }
     }
 
     #[test]
