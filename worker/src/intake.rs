@@ -209,7 +209,10 @@ impl Intake {
             Some(ReplyTo::Queue(queue)) if queue == self.default_route(received) => (Some(queue), Ok(None)),
             Some(ReplyTo::Queue(queue)) => (None, Err(forbidden("reply_to.queue", &queue))),
             Some(ReplyTo::Bucket { prefix, format }) => {
-                (None, self.destination(id, &prefix, format).map(|uri| Some((uri, format))))
+                // The reply that points at the object goes where any other would.
+                let (route, allowed) = self.clients_route(received);
+                let object = allowed.and_then(|_| self.destination(id, &prefix, format));
+                (route, object.map(|uri| Some((uri, format))))
             }
         }
     }
@@ -235,7 +238,11 @@ impl Intake {
     }
 
     fn default_route(&self, received: &Received) -> String {
-        let submission = received.message.attributes.get(attribute::SUBMISSION);
+        self.submission_route(received.message.attributes.get(attribute::SUBMISSION))
+    }
+
+    /// Where replies of a submission's jobs go, and of those that name none.
+    pub(crate) fn submission_route(&self, submission: Option<&String>) -> String {
         match submission.filter(|name| JobId::new(name.as_str()).is_ok()) {
             Some(_) if crate::mutant::active("routes_mixed_up") => self.settings.queues.results(),
             Some(submission) => self.settings.queues.submission(submission),

@@ -102,6 +102,8 @@ impl<P: Publisher> Desk<P> {
         let count = u32::try_from(pieces.len()).expect("the planner bounds the pieces");
         let unpacked = Packing::of(info.uri.name()) != Packing::Plain;
         let published = self.feeder.intake.clock.wall().as_millisecond().to_string();
+        let is_own = claim.case.route != self.feeder.intake.submission_route(claim.case.submission.as_ref());
+        let reply_to = is_own.then_some(&claim.case.route);
         let shard = |(number, piece): (u32, &Piece)| Shard {
             parent: parent.clone(),
             number,
@@ -115,7 +117,7 @@ impl<P: Publisher> Desk<P> {
             items: piece.items,
         };
         let message = |shard: Shard| {
-            let attributes = attributes(claim, &shard, &published);
+            let attributes = attributes(claim, &shard, &published, reply_to);
             let (id, uri) = (shard.id(), info.uri.to_string());
             let job = Job { id, inputs: Inputs::Shard { uri, shard }, ..claim.job.clone() };
             Message { body: Bytes::from(job.encode()), attributes }
@@ -155,7 +157,8 @@ fn resume(uri: &Uri, before: Option<Plan>, plan: &Plan, same: bool) -> Result<Op
     }
 }
 
-fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {
+/// What stands beside a shard; `reply_to`: where its parent's client listens, for who completes the job.
+fn attributes(claim: &Claim, shard: &Shard, published: &str, reply_to: Option<&String>) -> Attributes {
     let mut attributes = Attributes::from([
         (attribute::CONTENT_TYPE.to_owned(), "application/json".to_owned()),
         (attribute::VERSION.to_owned(), VERSION.to_string()),
@@ -166,7 +169,14 @@ fn attributes(claim: &Claim, shard: &Shard, published: &str) -> Attributes {
         (attribute::TOKENS.to_owned(), (shard.to - shard.from).div_ceil(4).to_string()),
         (attribute::PUBLISHED_AT.to_owned(), published.to_owned()),
     ]);
-    attributes.extend(claim.case.submission.clone().map(|value| (attribute::SUBMISSION.to_owned(), value)));
+    let passed_on = [
+        (attribute::SUBMISSION, claim.case.submission.as_ref()),
+        (attribute::AMQP_REPLY_TO, reply_to),
+        (attribute::AMQP_CORRELATION_ID, claim.case.correlation_id.as_ref()),
+    ];
+    for (name, value) in passed_on {
+        attributes.extend(value.map(|value| (name.to_owned(), value.clone())));
+    }
     claim.case.trace.context().put(&mut attributes);
     attributes
 }

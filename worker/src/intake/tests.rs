@@ -119,6 +119,15 @@ fn an_amqp_client_is_answered_where_it_listens_if_that_is_its_own_or_allowed() {
 }
 
 #[test]
+fn the_reply_that_points_at_an_object_goes_where_any_other_would() {
+    let job = with("reply_to", json!({"uri": "s3://bucket/out/"})).to_string();
+    let asked = |queue: &str| intake(5).admit(received(&job, &[(attribute::AMQP_REPLY_TO, queue)], 1));
+    let Admission::Run(ticket) = asked("amq.gen-x") else { panic!("it runs") };
+    assert_eq!((&*ticket.case.route, ticket.case.object.is_some()), ("amq.gen-x", true));
+    assert_eq!(code(asked("jobs")), (Status::Rejected, "forbidden".to_owned()));
+}
+
+#[test]
 fn what_no_worker_can_run_is_rejected_by_name() {
     let rejected = |code: &str| (Status::Rejected, code.to_owned());
     assert_eq!(code(admit(&with("inputs", json!([])))), rejected("invalid"));
