@@ -94,6 +94,7 @@ bench-queue: tools ## the embedded queue's rates, and the worker's without a mod
 	@$(CARGO) build --release --locked --workspace; \
 	"$(TARGET)/release/bench_queue"; \
 	"$(TARGET)/release/bench_worker" echo; \
+	"$(TARGET)/release/bench_worker" traces; \
 	"$(TARGET)/release/bench_worker" memory
 
 bench-producer: tools ## submit's and collect's rates on the embedded queue, and their memory over 10,000,000 lines

@@ -29,4 +29,5 @@ mod pubsub_emulator;
 mod rabbitmq;
 mod rabbitmq_server;
 mod tidy;
+mod traces;
 mod wire;

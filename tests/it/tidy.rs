@@ -26,6 +26,11 @@ const RESERVED: &[Reserved] = &[
         rule: "only broker/pubsub names google-cloud",
     },
     Reserved {
+        words: &["opentelemetry"],
+        only_in: &["shared/src/telemetry/traces"],
+        rule: "only telemetry/traces names opentelemetry",
+    },
+    Reserved {
         words: &["parquet::", "arrow_array", "arrow_schema", "flate2::", "zstd::"],
         only_in: &["producer/src/source/", "producer/src/sink", "shared/src/columns", "worker/src/claim/unpack"],
         rule: "only sources and sinks, the columns of results, and what unpacks claims name formats of files",
@@ -229,6 +234,7 @@ fn every_rule_finds_what_it_looks_for() {
         ("worker/src/intake.rs", "//! x\nuse lapin::Channel;"),
         ("worker/src/intake.rs", "//! x\nuse google_cloud_pubsub::client;"),
         ("worker/src/intake.rs", "//! x\nuse object_store::path;"),
+        ("shared/src/telemetry/story.rs", "//! x\nuse opentelemetry_sdk::trace::Span;"),
         ("worker/src/intake.rs", "//! x\nstd::process::exit(1);"),
         ("worker/src/intake.rs", "//! x\ntracing_subscriber::fmt().init();"),
         ("worker/src/intake.rs", "//! x\nmetrics::set_global_recorder(r);"),

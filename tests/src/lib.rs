@@ -4,7 +4,7 @@
 //! [`endpoints`], places for objects; [`rabbitmq`], servers of it, [`pubsub`], emulators of that, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
 //! [`mod@line`], a worker's line in this process over real buckets;
-//! [`chaos`], workers on RabbitMQ under a schedule of faults; [`figures`], what benchmarks print and keep.
+//! [`otlp`], a receiver of traces; [`chaos`], workers on RabbitMQ under a schedule of faults; [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
 pub mod chaos;
@@ -13,6 +13,7 @@ pub mod figures;
 pub mod history;
 pub mod line;
 pub mod namespace;
+pub mod otlp;
 pub mod process;
 pub mod pubsub;
 pub mod queue_file;

@@ -24,10 +24,11 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A command for one of the workspace's binaries, free of this process's own INFERQ_ variables.
+/// A command for one of the workspace's binaries, free of this process's own variables for it.
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(binary(name));
-    for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("INFERQ_")) {
+    let is_ours = |variable: &str| variable.starts_with("INFERQ_") || variable.starts_with("OTEL_");
+    for (variable, _) in std::env::vars().filter(|(variable, _)| is_ours(variable)) {
         command.env_remove(variable);
     }
     command

@@ -13,6 +13,7 @@ use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, Tracer as _
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
 
+use self::parent::Clock;
 use self::rate::Rate;
 use super::metric;
 use crate::broker::BrokerUrl;
@@ -175,13 +176,14 @@ impl Trace {
             counter!(metric::TRACES_LEFT_OUT).increment(1);
             return Self::passing(came);
         }
-        let builder = describe(live).with_start_time(parent::wall(at));
+        let clock = Clock::at(at);
+        let builder = describe(live).with_start_time(clock.wall(at));
         let span = live.tracer.build_with_context(builder, &came.extracted(&Context::new()));
         if !span.is_recording() {
             live.rate.give_back();
             return Self::passing(TraceContext::of(span.span_context()));
         }
-        let here = Parent::of(&span, at);
+        let here = Parent::new(span.span_context().clone(), clock);
         Self { came, open: Some(Box::new(Open { span, here, since: at })) }
     }
 
@@ -239,6 +241,7 @@ impl Trace {
     pub fn end(mut self, outcome: &str) {
         if let Some(open) = &mut self.open {
             open.span.set_attribute(text("inferq.outcome", outcome));
+            open.end();
         }
     }
 
@@ -257,6 +260,7 @@ impl Trace {
             open.span.set_attribute(text("inferq.outcome", outcome));
             open.span.set_attribute(text("error.type", &word));
             open.span.set_status(Status::error(word));
+            open.end();
         }
     }
 
@@ -264,6 +268,13 @@ impl Trace {
         if let Some(open) = &mut self.open {
             open.span.set_attribute(KeyValue::new(name, i64::try_from(number).unwrap_or(i64::MAX)));
         }
+    }
+}
+
+impl Open {
+    /// Now, by the clock of its stages.
+    fn end(&mut self) {
+        self.span.end_with_timestamp(self.here.wall(Instant::now()));
     }
 }
 

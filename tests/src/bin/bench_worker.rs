@@ -1,4 +1,4 @@
-//! Measures the whole worker: `echo` (jobs a second without a model), `memory` (under a large backlog), `across`
+//! Measures the whole worker: `echo` (jobs a second without a model), `traces` (the same with and without), `memory` (under a large backlog), `across`
 //! (one-item jobs against one large job) and `run` (`inferq run` against the engine alone on the same batches).
 //!
 //! In: a subcommand, a size, and INFERQ_TEST_MODEL where a model is needed. Out: a table, and raw JSON beside the
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use inferq_tests::figures::{keep, median};
-use inferq_tests::process::{WorkerProcess, binary};
+use inferq_tests::otlp::{Receiver, Transport};
+use inferq_tests::process::{WorkerProcess, binary, worker_command};
 use inferq_tests::queue_file::{QueueFile, job};
 use inferq_worker::engine::{Tokens, burn};
 use rand::rngs::StdRng;
@@ -30,10 +31,11 @@ async fn main() -> Result<()> {
     let size: Option<usize> = arguments.next().map(|size| size.parse()).transpose().context("SIZE must be a number")?;
     let figures = match &*subject {
         "echo" => echo(size.unwrap_or(100_000)).await?,
+        "traces" => traces(size.unwrap_or(50_000)).await?,
         "memory" => memory(size.unwrap_or(1_000_000)).await?,
         "across" => across(size.unwrap_or(1_000)).await?,
         "run" => run(size.unwrap_or(20_000))?,
-        _ => bail!("usage: bench_worker echo|memory|across|run [SIZE]"),
+        _ => bail!("usage: bench_worker echo|traces|memory|across|run [SIZE]"),
     };
     keep(&format!("worker-{subject}"), &figures)
 }
@@ -50,6 +52,37 @@ async fn echo(jobs: usize) -> Result<Value> {
     let (rate, peak) = (median(&rates), median(&peaks));
     println!("echo engine, {jobs} one-item jobs, sqlite to sqlite: {rate:.0} jobs/s, peak {peak:.1} MiB");
     Ok(json!({"jobs": jobs, "jobs_per_second": rates, "peak_mib": peaks}))
+}
+
+/// The same rate without traces, and with them sent to a receiver in this process; and what the worker computes for it.
+async fn traces(jobs: usize) -> Result<Value> {
+    let receiver = Receiver::start(Transport::Http).await;
+    let (mut rates, mut cpu_s) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for round in 0..ROUNDS {
+        for (on, variables) in [&[][..], &receiver.variables()[..]].into_iter().enumerate() {
+            let queue = filled(jobs, 1, round).await;
+            let before = childrens_cpu_s()?;
+            let mut command = worker_command(&queue.path, &["--engine", "echo"]);
+            let worker = WorkerProcess::spawn(command.envs(variables.iter().cloned()));
+            rates[on].push(jobs as f64 / answered(&queue, &worker, jobs).await.as_secs_f64());
+            drop(worker);
+            cpu_s[on].push(childrens_cpu_s()? - before);
+        }
+    }
+    let ratios = |[off, on]: &[Vec<f64>; 2]| on.iter().zip(off).map(|(on, off)| on / off).collect::<Vec<f64>>();
+    let (rate, cpu, spans) = (median(&ratios(&rates)), median(&ratios(&cpu_s)), receiver.spans().len());
+    println!("echo engine, {jobs} one-item jobs: {:.0} jobs/s without traces", median(&rates[0]));
+    println!("with traces {rate:.3} of that, with {cpu:.3} of the worker's processor time; {spans} spans received");
+    Ok(json!({"jobs": jobs, "jobs_per_second": rates, "cpu_s": cpu_s, "spans": spans}))
+}
+
+/// Processor time of the processes that this one has waited for.
+fn childrens_cpu_s() -> Result<f64> {
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let after_name = stat.rsplit_once(')').context("a name in parentheses")?.1;
+    let ticks = after_name.split_whitespace().skip(13).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / TICKS_A_SECOND)
 }
 
 /// Peak memory of a worker under a large backlog against a small one.

@@ -7,34 +7,48 @@ use std::time::{Instant, SystemTime};
 
 use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, Status, TraceContextExt as _, Tracer as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::trace::Span;
 
 use super::context::TraceContext;
 use super::{LIVE, text};
+
+/// One instant by both clocks: the wall clock may be set meanwhile, and stages must still fit into their job.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    instant: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    /// As both clocks have it, of an instant that is past.
+    pub(super) fn at(instant: Instant) -> Self {
+        Self { instant, wall: SystemTime::now() - instant.elapsed() }
+    }
+
+    /// The wall clock's time at an instant.
+    pub(super) fn wall(self, at: Instant) -> SystemTime {
+        match at.checked_duration_since(self.instant) {
+            Some(after) => self.wall + after,
+            None => self.wall.checked_sub(self.instant.duration_since(at)).unwrap_or(SystemTime::UNIX_EPOCH),
+        }
+    }
+}
 
 /// A span that others are children of. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Parent {
     context: SpanContext,
-    /// One instant by both clocks: the wall clock may be set meanwhile, and stages must still fit into their job.
-    at: (Instant, SystemTime),
-}
-
-/// The wall clock's time at an instant that is past.
-pub(super) fn wall(at: Instant) -> SystemTime {
-    SystemTime::now() - at.elapsed()
+    clock: Clock,
 }
 
 impl Parent {
-    /// An open span that began at this instant.
-    pub(super) fn of(span: &Span, at: Instant) -> Self {
-        Self { context: span.span_context().clone(), at: (at, wall(at)) }
+    pub(super) fn new(context: SpanContext, clock: Clock) -> Self {
+        Self { context, clock }
     }
 
     /// With the same clock: what the message followed, or this span itself where that can't be told.
     pub(super) fn beneath(&self, came: &TraceContext) -> Self {
         let context = came.extracted(&self.context()).span().span_context().clone();
-        Self { context, at: self.at }
+        Self { context, clock: self.clock }
     }
 
     /// For spans that point here from elsewhere.
@@ -56,18 +70,15 @@ impl Parent {
             span.set_status(Status::error(error.to_owned()));
         }
         span.end_with_timestamp(self.wall(to));
-        Some(Self { context: span.span_context().clone(), at: self.at })
+        Some(Self { context: span.span_context().clone(), clock: self.clock })
     }
 
     fn context(&self) -> Context {
         Context::new().with_remote_span_context(self.context.clone())
     }
 
-    fn wall(&self, at: Instant) -> SystemTime {
-        let (instant, wall) = self.at;
-        match at.checked_duration_since(instant) {
-            Some(after) => wall + after,
-            None => wall.checked_sub(instant.duration_since(at)).unwrap_or(SystemTime::UNIX_EPOCH),
-        }
+    /// The time at an instant, as its stages have it.
+    pub(super) fn wall(&self, at: Instant) -> SystemTime {
+        self.clock.wall(at)
     }
 }
