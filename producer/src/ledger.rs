@@ -54,8 +54,18 @@ pub enum LedgerError {
     #[error("no ledger {0}: `inferq submit --ledger` makes one")]
     Missing(PathBuf),
     /// Some other file.
-    #[error("{0} is not a ledger of this version of inferq: name another file")]
+    #[error("{0} is not a ledger: name another file")]
     NotALedger(PathBuf),
+    /// A ledger of another build.
+    #[error(
+        "ledger {path} has format {format}, this build knows format {FORMAT}; use the inferq that made it, or another file"
+    )]
+    OtherFormat {
+        /// Which ledger.
+        path: PathBuf,
+        /// Its format.
+        format: i32,
+    },
     /// It can't be used where or as it is.
     #[error("ledger {path} {why}")]
     Unusable {
@@ -209,6 +219,7 @@ impl Ledger {
         let read = || Ok((self.tables()?, pragma("application_id")?, pragma("user_version")?));
         match read().map_err(self.named())? {
             (0, ..) | (_, APPLICATION_ID, FORMAT) => Ok(self),
+            (_, APPLICATION_ID, format) => Err(LedgerError::OtherFormat { path: self.path, format }),
             _ => Err(LedgerError::NotALedger(self.path)),
         }
     }

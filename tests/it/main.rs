@@ -30,4 +30,5 @@ mod rabbitmq;
 mod rabbitmq_server;
 mod tidy;
 mod traces;
+mod versions;
 mod wire;

@@ -17,25 +17,34 @@ mod messages;
 
 use messages::{job, reply, text, value};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is in the workspace").to_owned()
 }
 
 fn schema(name: &str) -> Validator {
-    let path = root().join("docs").join(name);
-    let text = std::fs::read_to_string(&path).expect("the schema is in docs/");
+    schema_at(&root().join("docs").join(name))
+}
+
+/// The schema of this kind of message of every version.
+pub(crate) fn kept_schemas(kind: &str) -> Vec<Validator> {
+    let versions = std::fs::read_dir(root().join("tests/fixtures/wire")).expect("the fixtures are there");
+    versions.map(|version| schema_at(&version.expect("a folder").path().join(format!("{kind}.schema.json")))).collect()
+}
+
+fn schema_at(path: &Path) -> Validator {
+    let text = std::fs::read_to_string(path).expect("the schema is there");
     let schema = serde_json::from_str(&text).expect("the schema is JSON");
     jsonschema::validator_for(&schema).expect("the schema is a schema")
 }
 
-/// The name and text of every fixture whose name starts with `kind`, of every version.
-fn fixtures(kind: &str) -> Vec<(String, String)> {
+/// The name and text of every fixture whose name starts with `kind`, of every version; no schema is one.
+pub(crate) fn fixtures(kind: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for version in std::fs::read_dir(root().join("tests/fixtures/wire")).expect("the fixtures are there") {
         for file in std::fs::read_dir(version.expect("a folder a version").path()).expect("fixtures of a version") {
             let path = file.expect("a fixture").path();
             let name = path.file_stem().expect("fixtures have names").to_string_lossy().into_owned();
-            if name.starts_with(kind) {
+            if name.starts_with(kind) && !name.ends_with(".schema") {
                 found.push((name, std::fs::read_to_string(&path).expect("fixtures are text")));
             }
         }
@@ -44,7 +53,7 @@ fn fixtures(kind: &str) -> Vec<(String, String)> {
     found
 }
 
-fn decode(body: impl AsRef<[u8]>) -> Result<Job, (DecodeErrorKind, String)> {
+pub(crate) fn decode(body: impl AsRef<[u8]>) -> Result<Job, (DecodeErrorKind, String)> {
     Job::decode(body.as_ref(), &Limits::default()).map_err(|error| {
         assert!(!error.message.is_empty() && error.message.len() < 1024, "{error:?}");
         (error.kind, error.message)
@@ -66,6 +75,8 @@ proptest! {
         prop_assert_eq!(decode(&body), Ok(job));
         let value: Value = serde_json::from_slice(&body).expect("a job is JSON");
         prop_assert!(schema("job.schema.json").is_valid(&value), "{}", value);
+        // Workers of earlier versions read it too, while they are replaced.
+        prop_assert!(kept_schemas("job").iter().all(|schema| schema.is_valid(&value)), "{}", value);
     }
 
     #[test]
@@ -76,6 +87,7 @@ proptest! {
         prop_assert_eq!(again.encode(), body.clone());
         let value: Value = serde_json::from_slice(&body).expect("a reply is JSON");
         prop_assert!(schema("reply.schema.json").is_valid(&value), "{}", value);
+        prop_assert!(kept_schemas("reply").iter().all(|schema| schema.is_valid(&value)), "{}", value);
     }
 
     #[test]

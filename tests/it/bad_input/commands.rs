@@ -289,7 +289,7 @@ pub(super) const COMMANDS: &[Row] = &[
             p.database("l.db", "PRAGMA user_version = 1000");
             p.collect(&p.name("l.db"), "-")
         },
-        exit(USAGE, "l.db is not a ledger of this version of inferq"),
+        exit(USAGE, "l.db has format 1000, this build knows format"),
     ),
     row(
         "a directory as ledger",
