@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two jobs when they come for long.
-const STEP: Duration = Duration::from_millis(2);
-/// Jobs that may come at once: what a worker holds.
-const BURST: u32 = 512;
+const STEP: Duration = Duration::from_millis(10);
+/// Jobs that may come at once.
+const BURST: u32 = 128;
 
 /// The rate, as a schedule: the instant at which the next job would be on time.
 #[derive(Debug)]
@@ -55,10 +55,10 @@ mod tests {
         let rate = Rate::new();
         let at = |ms: u64| Duration::from_millis(ms);
         let taken = |ms: u64| (0..2_000).filter(|_| rate.take_at(at(ms))).count();
-        assert_eq!(taken(1_000), 512);
-        assert_eq!(taken(1_100), 50);
+        assert_eq!(taken(1_000), 128);
+        assert_eq!(taken(1_100), 10);
         rate.give_back();
         assert_eq!(taken(1_100), 1);
-        assert_eq!(taken(60_000), 512);
+        assert_eq!(taken(60_000), 128);
     }
 }
