@@ -176,9 +176,9 @@ impl Keeper {
         match self.streams.change(wish, self.desk.untaken()) {
             Change::Keep => {}
             Change::Open(more) => self.streams.open(more),
-            Change::Shrink(limit) => {
+            Change::Shrink { limit, keep } => {
                 self.close_streams();
-                self.give_back(limit.saturating_sub(wish.leased));
+                self.give_back(keep);
                 self.streams.open(limit);
             }
         }

@@ -32,7 +32,7 @@ pub(super) async fn set_up(admin: &Admin, wanted: Vec<Wanted>, update: bool) -> 
     if report.is_empty() {
         return Ok(());
     }
-    let way = if update { "" } else { "; setup --update changes what Pub/Sub can change" };
+    let way = if update { "" } else { "\nsetup --update changes what Pub/Sub can change" };
     Err(BrokerError::Refused(format!("{}{way}", report.trim_end())))
 }
 

@@ -37,8 +37,13 @@ pub(super) enum Change {
     Keep,
     /// More may be on their way: so many.
     Open(usize),
-    /// No more than this is to be held: the rest goes back.
-    Shrink(usize),
+    /// No more than `limit` may be on their way, and of what nobody has taken all but `keep` goes back.
+    Shrink {
+        /// Of all streams together.
+        limit: usize,
+        /// Deliveries.
+        keep: usize,
+    },
 }
 
 /// The streams of one consumer.
@@ -81,7 +86,10 @@ impl Streams {
         let few = wanted <= FEW && self.limit > FEW;
         let surplus = untaken.1 > wish.bytes.max(SURPLUS_BYTES_MAX) && self.limit > wanted;
         if few || surplus {
-            return Change::Shrink(wanted);
+            // What goes back has spent an attempt; what stays while suspects run spends one only if they kill the process.
+            // Who probes with one leaves the rest to others.
+            let keep = if surplus || wish.jobs == 1 { wish.jobs } else { untaken.0 };
+            return Change::Shrink { limit: wanted, keep };
         }
         let limiting = untaken.0 == 0 && wish.leased >= self.limit;
         if limiting && wanted > self.limit {
