@@ -54,9 +54,13 @@ pub async fn run(server: &Server) -> Result<Vec<String>> {
     while objects(store, &prefix).await?.len() < BEFORE {
         sleep(LOOK).await;
     }
-    let mut collect = inferq("collect", &queue, store);
-    collect.arg("--ledger").arg(folder.path().join("texts.jsonl.ledger.db")).arg("--output").arg(&output);
-    let some = block_in_place(|| collect.args(["--timeout-s", SOME_S]).output())?;
+    let collect = |seconds: &str| {
+        let mut collect = inferq("collect", &queue, store);
+        collect.arg("--ledger").arg(folder.path().join("texts.jsonl.ledger.db")).arg("--output").arg(&output);
+        collect.args(["--timeout-s", seconds]);
+        collect
+    };
+    let some = block_in_place(|| collect(SOME_S).output())?;
     ensure!(
         some.status.code() == Some(TIMED_OUT),
         "it was to be interrupted: {}",
@@ -70,7 +74,7 @@ pub async fn run(server: &Server) -> Result<Vec<String>> {
     set_up(&queue)?;
     succeeds(submit.arg("--resubmit-unanswered"))?;
     let log = folder.path().join("collect.log");
-    let collecting = collect.args(["--timeout-s", ALL_S]).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
+    let collecting = collect(ALL_S).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
     let ended = supervised(collecting, &mut workers, &mut worker).await?;
     ensure!(ended.success(), "collect failed: {}", std::fs::read_to_string(&log)?);
 
