@@ -46,6 +46,8 @@ const WORKER: &str = "worker, echo engine";
 async fn main() -> Result<()> {
     let options = Options::from_arguments(10_000)?;
     let emulator = Emulator::own().context(HOW_TO_INSTALL)?;
+    // A Java machine that has just started is slow: its first round would be no measure.
+    bare_loop(&emulator, options.jobs, STREAMS.len(), "warm-up", &mut Figures::new()).await?;
     let mut figures = Figures::new();
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
