@@ -55,7 +55,16 @@ pub struct Progress {
     state: Mutex<State>,
 }
 
+/// Something waits for what is away or full; in the bar until it is dropped.
+#[must_use = "what is dropped waits no longer"]
+pub struct Waiting<'a> {
+    progress: &'a Progress,
+    since: Instant,
+}
+
 struct State {
+    /// How many wait, and what the first of them waits for.
+    waiting: (usize, String),
     done: Tally,
     total: Total,
     /// What was done when the clock started: rates are those of this process, and don't count its start-up.
@@ -78,7 +87,9 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let state = State { done: Tally::default(), total: Total::Unknown, since: None, line_at: Instant::now() };
+        let waiting = (0, String::new());
+        let state =
+            State { waiting, done: Tally::default(), total: Total::Unknown, since: None, line_at: Instant::now() };
         Self { noun, bar, state: Mutex::new(state) }
     }
 
@@ -99,7 +110,10 @@ impl Progress {
         let mut state = self.state.lock().expect("drawing progress does not panic");
         let (since, before) = *state.since.get_or_insert((now, done));
         state.done = done;
-        let line = || describe(self.noun, (before, done), state.total, now - since);
+        let line = || {
+            let held_up = if state.waiting.0 > 0 { format!(", waiting: {}", state.waiting.1) } else { String::new() };
+            describe(self.noun, (before, done), state.total, now - since) + &held_up
+        };
         if let Some(bar) = &self.bar {
             if let Some(items) = state.total.items() {
                 bar.set_length(items);
@@ -110,6 +124,21 @@ impl Progress {
             say(&line());
             state.line_at = now;
         }
+    }
+
+    /// Says what is waited for: in the bar, or in a line when it begins and, by [`Waiting::over`], when it ends. What waits
+    /// at the same time is one wait.
+    pub fn wait(&self, what: &str) -> Waiting<'_> {
+        let waiting = &mut self.state.lock().expect("drawing progress does not panic").waiting;
+        if waiting.0 == 0 {
+            waiting.1 = what.to_owned();
+            match &self.bar {
+                Some(bar) => bar.set_message(format!("waiting: {what}")),
+                None => say(&format!("waiting: {what}")),
+            }
+        }
+        waiting.0 += 1;
+        Waiting { progress: self, since: Instant::now() }
     }
 
     /// Says something beside the bar, once.
@@ -125,6 +154,24 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+impl Waiting<'_> {
+    /// What was waited for is there.
+    pub fn over(self) {
+        let (progress, since) = (self.progress, self.since);
+        drop(self);
+        let others = progress.state.lock().expect("drawing progress does not panic").waiting.0;
+        if others == 0 && progress.bar.is_none() {
+            say(&format!("going on after {}", duration(since.elapsed())));
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.progress.state.lock().expect("drawing progress does not panic").waiting.0 -= 1;
     }
 }
 

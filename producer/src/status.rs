@@ -86,6 +86,10 @@ pub struct Worker {
 pub struct Overview {
     /// The queue's address.
     pub queue: String,
+    /// Whether the broker takes no messages for now; absent where it does not tell this user.
+    pub blocked: Option<bool>,
+    /// Why it takes none.
+    pub blocked_by: Option<String>,
     /// Jobs, shards, dead letters, default results.
     pub queues: Vec<Reading>,
     /// The submissions' routes; absent where queues can't be listed.
@@ -142,6 +146,7 @@ fn json(overview: &Overview) -> String {
 pub async fn overview(broker: &Broker, url: &BrokerUrl) -> Result<Overview, Error> {
     let named = |error| failed(url, error);
     let mut queues = read(broker, url).await?;
+    let (blocked, blocked_by) = alarm(broker).await.map_err(named)?;
     let routes = routes(broker, url).await.map_err(named)?;
     let workers = workers(broker, &url.queues.jobs).await.map_err(named)?;
     let presences: Option<Vec<_>> =
@@ -154,7 +159,16 @@ pub async fn overview(broker: &Broker, url: &BrokerUrl) -> Result<Overview, Erro
         waiting.push(queue);
     }
     let work = Work::estimate(&waiting, presences.as_deref());
-    Ok(Overview { queue: url.to_string(), queues, routes, workers, work })
+    Ok(Overview { queue: url.to_string(), blocked, blocked_by, queues, routes, workers, work })
+}
+
+/// Whether the broker takes no messages, and why; who may not publish is not told.
+async fn alarm(broker: &Broker) -> Result<(Option<bool>, Option<String>), BrokerError> {
+    match broker.alarm().await {
+        Ok(reason) => Ok((Some(reason.is_some()), reason)),
+        Err(BrokerError::Refused(_)) => Ok((None, None)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the queues that belong to `url`.
@@ -244,6 +258,10 @@ impl Overview {
         let mut text = table(&readings, paint);
         if readings.iter().all(|reading| reading.waiting.is_none()) {
             text += &format!("\n{}\n", UNCOUNTED);
+        }
+        if let Some(reason) = &self.blocked_by {
+            let reason = shown::line(reason.as_bytes(), 80);
+            text += &format!("\n{}\n", paint.bad(&format!("the broker takes no messages for now: {reason}")));
         }
         match self.workers.as_deref() {
             None => text += "\nworkers: this broker keeps no word of them\n",

@@ -376,6 +376,22 @@ impl Broker {
         }
     }
 
+    /// Why the broker takes no messages from anybody for now, followed as it becomes known to who publishes; `None` where
+    /// that does not happen.
+    pub fn blocked(&self) -> Option<watch::Receiver<Option<String>>> {
+        let Self::Rabbitmq(broker) = self else { return None };
+        Some(broker.blocked())
+    }
+
+    /// The same, asked of the broker: it need not have told yet.
+    ///
+    /// # Errors
+    /// `Refused` when it does not tell this user, or when the broker can't be reached.
+    pub async fn alarm(&self) -> Result<Option<String>, BrokerError> {
+        let Self::Rabbitmq(broker) = self else { return Ok(None) };
+        broker.alarm().await
+    }
+
     /// Declares a queue; one that is there already stays as it is.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! What RabbitMQ adds to the contract: connections that break, alarms, arguments that differ, foreign clients' messages.
+//! What RabbitMQ adds to the contract: connections that break, arguments that differ, foreign clients' messages; and in
+//! `rabbitmq/` TLS, alarms and the consumer timeout.
 //!
 //! The cases that every broker shares are in `contract.rs`.
 
@@ -10,8 +11,9 @@ use inferq_shared::broker::{
     AnyConsumer, Broker, BrokerError, BrokerUrl, ConsumeOptions, Consumer, Delivery, Publisher, QueueOptions,
 };
 use inferq_shared::job::attribute;
+use inferq_shared::reply::{Reply, Status};
 use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, up_to};
-use inferq_tests::process::command;
+use inferq_tests::process::{WorkerProcess, command, worker_on};
 use inferq_tests::rabbitmq::{RabbitmqServer, url};
 use inferq_tests::relay::Relay;
 use lapin::options::{
@@ -20,8 +22,13 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use serde_json::json;
 use tokio::task::yield_now;
 use tokio::time::timeout;
+
+mod alarms;
+mod timeouts;
+mod tls;
 
 /// Where a client waits for replies without a queue.
 const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
@@ -99,41 +106,6 @@ async fn a_lost_connection_ends_its_leases_and_work_goes_on() {
     texts.sort();
     assert_eq!(texts, ["a", "b", "c", "d"]);
     last.lease.ack().await.unwrap();
-    broker.close().await;
-}
-
-#[tokio::test]
-async fn an_alarm_is_told_and_what_waits_goes_through_after_it() {
-    let Some(server) = RabbitmqServer::own() else { return };
-    let url: BrokerUrl = server.url(&server.virtual_host()).parse().unwrap();
-    let broker = Broker::connect(&url).await.unwrap();
-    broker.setup(&url.queues).await.unwrap();
-    let (jobs, publisher) = (&url.queues.jobs, broker.publisher());
-    publisher.publish(jobs, vec![message("a")]).await.unwrap();
-    let mut consumer = broker.consumer(jobs, ConsumeOptions::new()).await.unwrap();
-    let held = one(&mut consumer).await.unwrap();
-    server.memory_alarm(true);
-    // The first publish is what the broker blocks the connection at; it may still get through.
-    let refused = loop {
-        match publisher.publish(jobs, vec![message("b")]).await {
-            Ok(()) => yield_now().await,
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(&refused, BrokerError::Unavailable(why) if why.starts_with("blocked by the broker")), "{refused}");
-    // What consumes is not blocked.
-    held.lease.ack().await.unwrap();
-    assert!(broker.status(jobs).await.unwrap().waiting.is_some());
-    server.memory_alarm(false);
-    until_done(|| publisher.publish(jobs, vec![message("c")])).await;
-    loop {
-        let delivery = one(&mut consumer).await.unwrap();
-        let last = text(&delivery) == "c";
-        delivery.lease.ack().await.unwrap();
-        if last {
-            break;
-        }
-    }
     broker.close().await;
 }
 
@@ -247,6 +219,30 @@ async fn what_the_broker_sets_aside_says_why() {
 }
 
 #[tokio::test]
+async fn what_expires_in_its_queue_is_kept_and_says_why() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let address = server.url(&server.virtual_host());
+    let url: BrokerUrl = address.parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    let (_connection, channel) = foreign(&address).await;
+    send(&channel, &url.queues.jobs, BasicProperties::default().with_expiration("1".into())).await;
+    let mut dead = broker.consumer(&url.queues.dead(), ConsumeOptions::new()).await.unwrap();
+    let letter = one(&mut dead).await.unwrap();
+    let attributes = &letter.message.attributes;
+    assert_eq!((&*attributes[attribute::DEAD_REASON], &*attributes[attribute::DEAD_QUEUE]), ("expired", "jobs"));
+    letter.lease.ack().await.unwrap();
+    dead.close().await;
+    // And what a worker sets aside stays, though it was to expire.
+    send(&channel, &url.queues.jobs, BasicProperties::default().with_expiration("60000".into())).await;
+    let mut jobs = broker.consumer(&url.queues.jobs, ConsumeOptions::new()).await.unwrap();
+    one(&mut jobs).await.unwrap().lease.dead_letter("no good").await.unwrap();
+    let kept = channel.basic_get("jobs.dead".into(), BasicGetOptions::default()).await.unwrap().unwrap();
+    assert_eq!(kept.delivery.properties.expiration(), &None);
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn a_queue_made_by_others_is_served_as_it_is() {
     let Some(server) = RabbitmqServer::shared() else { return };
     let address = server.url(&server.virtual_host());
@@ -289,4 +285,32 @@ async fn a_direct_reply_reaches_the_client_that_waits_and_is_no_error() {
     assert_eq!(reply.data, b"a reply");
     job.lease.ack().await.unwrap();
     broker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_a_job_that_is_split_is_told_where_its_results_lie() {
+    let Some(server) = RabbitmqServer::shared() else { return };
+    let address = server.url(&server.virtual_host());
+    let setup = command("inferq").args(["setup", "--queue", &address]).output().unwrap();
+    assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+    let folder = tempfile::tempdir().unwrap();
+    let place = format!("file://{}/", folder.path().canonicalize().unwrap().display());
+    std::fs::write(folder.path().join("texts.jsonl"), "\"a\"\n\"b\"\n\"c\"\n\"d\"\n\"e\"\n").unwrap();
+    let flags = ["--engine", "echo", "--shard-items", "2", "--allow-read", &place, "--allow-write", &place];
+    let _worker = WorkerProcess::spawn(&mut worker_on(&address, &flags));
+    let (_connection, channel) = foreign(&address).await;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let waiting = channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, FieldTable::default());
+    let mut replies = waiting.await.unwrap();
+    let job =
+        json!({"version": 1, "id": "large", "input_uri": format!("{place}texts.jsonl"), "reply_to": {"uri": place}});
+    let properties = BasicProperties::default().with_reply_to(DIRECT_REPLY.into()).with_correlation_id("c1".into());
+    let (body, options) = (job.to_string(), BasicPublishOptions::default());
+    let sent = channel.basic_publish("".into(), "jobs".into(), options, body.as_bytes(), properties);
+    assert!(sent.await.unwrap().await.unwrap().is_ack());
+    let told = timeout(PATIENCE, replies.next()).await.unwrap().unwrap().unwrap();
+    let reply = Reply::decode(&told.data).unwrap();
+    assert_eq!((reply.id.as_str(), reply.status, reply.usage.items), ("large", Status::Succeeded, 5));
+    assert!(reply.output_uri.unwrap().ends_with("/large/_manifest.json"));
+    assert_eq!(told.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("c1"));
 }

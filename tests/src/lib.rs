@@ -1,12 +1,13 @@
 //! The harness of inferq's tests: what they need to run a broker or a process for real.
 //!
 //! Out: [`brokers`], a fresh broker of each kind for one test; [`process`], the real binaries as child processes, and
-//! [`endpoints`], places for objects; [`rabbitmq`], servers of it, [`pubsub`], emulators of that, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
+//! [`endpoints`], places for objects; [`rabbitmq`], servers of it, with [`certificates`] of theirs, [`pubsub`], emulators of that, and [`relay`], links to them that go wrong; [`queue_file`], the embedded queue that they share; [`world`], the whole worker simulated from one seed, and
 //! [`history`], what happened in it and whether it may;
 //! [`mod@line`], a worker's line in this process over real buckets;
 //! [`otlp`], a receiver of traces; [`chaos`], workers on RabbitMQ under a schedule of faults; [`figures`], what benchmarks print and keep.
 
 pub mod brokers;
+pub mod certificates;
 pub mod chaos;
 pub mod endpoints;
 pub mod figures;

@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use rand::RngExt;
 
+use crate::certificates::Identity;
 use crate::process::PATIENCE;
 
 /// What to do where there is none.
@@ -47,6 +49,7 @@ pub struct RabbitmqServer {
 #[derive(Debug, Clone, Copy)]
 struct Ports {
     amqp: u16,
+    amqps: u16,
     distribution: u16,
     epmd: u16,
 }
@@ -68,6 +71,15 @@ impl RabbitmqServer {
 
     /// One alone, for who stops or kills it; it ends when dropped. `None` as for [`shared`](Self::shared).
     pub fn own() -> Option<Self> {
+        Self::own_with(None)
+    }
+
+    /// As [`own`](Self::own), and it speaks TLS as well, on a port of its own.
+    pub fn own_with_tls(identity: &Identity) -> Option<Self> {
+        Self::own_with(Some(identity))
+    }
+
+    fn own_with(identity: Option<&Identity>) -> Option<Self> {
         let Some(program) = program() else {
             assert!(std::env::var_os("CI").is_none(), "{HOW_TO_INSTALL}");
             eprintln!("left out: {HOW_TO_INSTALL}");
@@ -76,7 +88,7 @@ impl RabbitmqServer {
         // The guard removes it.
         let folder = tempfile::Builder::new().prefix("inferq-rabbitmq-").tempdir().expect("a folder").keep();
         let ports = Ports::free();
-        configure(&folder, ports);
+        configure(&folder, ports, identity);
         let guard = Command::new("sh")
             .args(["-c", GUARD, "sh", &ports.epmd.to_string()])
             .arg(&folder)
@@ -94,6 +106,11 @@ impl RabbitmqServer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.amqp).into()
+    }
+
+    /// The port at which it speaks TLS, if it does.
+    pub fn tls_port(&self) -> u16 {
+        self.ports.amqps
     }
 
     /// Where its data and its log lie; it goes with it.
@@ -169,6 +186,14 @@ impl RabbitmqServer {
         closed.parse().unwrap_or_else(|_| panic!("connections are not closed: {closed}"))
     }
 
+    /// Lets new connections' deliveries be held for no longer than `held`, as `consumer_timeout` does, and has that looked
+    /// at often.
+    pub fn consumer_timeout(&self, held: Duration) {
+        let set = |name: &str, value: u128| format!("application:set_env(rabbit, {name}, {value})");
+        let settings = [set("consumer_timeout", held.as_millis()), set("channel_tick_interval", 100)];
+        assert_eq!(self.evaluate(&settings.join(", ")), "ok");
+    }
+
     /// Raises or clears the alarm for memory, as `rabbitmqctl set_vm_memory_high_watermark` does: publishers are blocked.
     pub fn memory_alarm(&self, on: bool) {
         let fraction = if on { "0.000001" } else { "0.4" };
@@ -219,14 +244,14 @@ impl Drop for RabbitmqServer {
 }
 
 impl Ports {
-    /// Three that nobody listens on, below those that the system gives to clients: a server that is down for a moment
+    /// Four that nobody listens on, below those that the system gives to clients: a server that is down for a moment
     /// would find its port taken otherwise.
     fn free() -> Self {
         let first = (0..1_000)
             .map(|_| rand::rng().random_range(10_000..30_000))
-            .find(|first| (0..3).all(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, first + offset)).is_ok()));
+            .find(|first| (0..4).all(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, first + offset)).is_ok()));
         let first: u16 = first.expect("some port is free");
-        Self { amqp: first, distribution: first + 1, epmd: first + 2 }
+        Self { amqp: first, distribution: first + 1, epmd: first + 2, amqps: first + 3 }
     }
 }
 
@@ -268,13 +293,21 @@ fn program() -> Option<&'static str> {
     PROGRAMS.into_iter().find(|program| Path::new(program).exists())
 }
 
-fn configure(folder: &Path, ports: Ports) {
-    let amqp = ports.amqp;
+fn configure(folder: &Path, ports: Ports, identity: Option<&Identity>) {
+    let Ports { amqp, amqps, .. } = ports;
     // The log of a quorum queue's members is in memory too, and 512 MB of it is much for a test.
-    let settings = format!(
+    let mut settings = format!(
         "listeners.tcp.1 = 127.0.0.1:{amqp}\nlog.console = false\nlog.file = server.log\n\
          disk_free_limit.absolute = 50MB\nraft.wal_max_size_bytes = 67108864\n"
     );
+    if let Some(Identity { authority, certificate, key }) = identity {
+        settings += &format!("listeners.ssl.1 = 127.0.0.1:{amqps}\n");
+        for (name, pem) in [("cacertfile", authority), ("certfile", certificate), ("keyfile", key)] {
+            let path = folder.join(name).with_extension("pem");
+            std::fs::write(&path, pem).expect("the folder takes files");
+            settings += &format!("ssl_options.{name} = {}\n", path.display());
+        }
+    }
     std::fs::write(folder.join("rabbitmq.conf"), settings).expect("the folder takes files");
     std::fs::write(folder.join("enabled_plugins"), "[].\n").expect("the folder takes files");
 }

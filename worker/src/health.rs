@@ -88,6 +88,7 @@ struct Shown {
     watchdog: Option<Watchdog>,
     phase_limit: Option<Duration>,
     reason: Option<String>,
+    blocked: Option<watch::Receiver<Option<String>>>,
 }
 
 impl Shown {
@@ -117,6 +118,7 @@ impl Health {
             watchdog: None,
             phase_limit: None,
             reason: None,
+            blocked: None,
         });
         Self { shown: Arc::new(shown), telemetry: None }
     }
@@ -234,6 +236,11 @@ impl Health {
     /// The line runs, and this knows whether it turns.
     pub fn watched_by(&self, watchdog: Watchdog) {
         self.shown.send_modify(|shown| shown.watchdog = Some(watchdog));
+    }
+
+    /// The broker says here why it takes no messages, while it takes none.
+    pub fn blocked_by(&self, blocked: watch::Receiver<Option<String>>) {
+        self.shown.send_modify(|shown| shown.blocked = Some(blocked));
     }
 
     /// Why the process should be ended and started again, if it should.
@@ -416,6 +423,7 @@ impl Health {
             "state_s": shown.since.elapsed().as_secs(),
             "stuck": shown.stuck(),
             "reason": shown.reason,
+            "broker_blocked": shown.blocked.as_ref().and_then(|blocked| blocked.borrow().clone()),
             "phases": phases,
             "model": shown.model.as_ref().map(|model| &model.name),
             "revision": shown.model.as_ref().map(|model| &model.revision),

@@ -120,6 +120,9 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
             told otherwise: jobs that take longer run again elsewhere; lower --max-lease-s, or raise the timeout"
         );
     }
+    if let Some(blocked) = broker.blocked() {
+        health.blocked_by(blocked);
+    }
     let Some(mut resident) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
     let mut swap = Swap::new(&config, &resident);
     // One account for all lines, so that its bounds hold whatever the line before still holds.

@@ -22,7 +22,7 @@ use super::reader::{Group, read};
 use crate::connect::failed;
 use crate::ledger::{Confirmed, SharedLedger};
 use crate::outcome::Error;
-use crate::progress::{Progress, Total};
+use crate::progress::{Progress, Total, Waiting};
 use crate::recipe::Recipe;
 
 /// Which of the jobs that the ledger knows as confirmed are published again.
@@ -205,16 +205,20 @@ impl Submission<'_> {
 
     async fn publish_each(&self, messages: &[Message], progress: &Progress) -> Result<(), BrokerError> {
         let publisher = self.broker.publisher();
-        let (started, mut said, mut retry) = (Instant::now(), false, 0);
+        let (started, mut waiting, mut retry) = (Instant::now(), None::<Waiting<'_>>, 0);
         loop {
             let error = match publisher.publish(&self.queue.queues.jobs, stamped(messages, Timestamp::now())).await {
                 Err(error) if error.is_transient() => error,
-                done => return done,
+                done => {
+                    if let (Ok(()), Some(waiting)) = (&done, waiting) {
+                        waiting.over();
+                    }
+                    return done;
+                }
             };
             let full = matches!(error, BrokerError::Full(_));
-            if !said && started.elapsed() > SAY_AFTER && !(full && self.when_full == WhenFull::Wait) {
-                progress.note(&format!("waiting: {error}"));
-                said = true;
+            if started.elapsed() > SAY_AFTER && !(full && self.when_full == WhenFull::Wait) {
+                waiting.get_or_insert_with(|| progress.wait(&error.to_string()));
             }
             let backoff = if full { WHILE_FULL } else { Backoff::BROKER };
             sleep(backoff.delay(retry, &mut rand::rng())).await;

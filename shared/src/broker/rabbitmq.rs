@@ -10,6 +10,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -122,6 +123,19 @@ impl RabbitmqBroker {
     /// `UnknownQueue`, or when the broker can't be reached.
     pub async fn status(&self, queue: &str) -> Result<QueueStatus, BrokerError> {
         self.queues().status(queue).await
+    }
+
+    /// Why the broker takes no messages for now, as far as it has told what was published here.
+    pub fn blocked(&self) -> watch::Receiver<Option<String>> {
+        self.shared.publishing.blocked()
+    }
+
+    /// Why the broker takes no messages for now, asked of it by two that it drops.
+    ///
+    /// # Errors
+    /// `Refused` without the right to publish, or when the broker can't be reached.
+    pub async fn alarm(&self) -> Result<Option<String>, BrokerError> {
+        self.shared.publisher.alarm().await
     }
 
     /// A publisher over the publishing connection.

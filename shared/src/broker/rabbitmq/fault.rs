@@ -8,6 +8,7 @@ use lapin::ErrorKind;
 use lapin::protocol::AMQPError;
 
 use super::super::BrokerError;
+use super::publish::DIRECT_REPLY;
 
 /// Reply codes of AMQP 0-9-1, <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>.
 const ACCESS_REFUSED: u16 = 403;
@@ -15,6 +16,7 @@ pub(super) const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 const NOT_IMPLEMENTED: u16 = 540;
+const INTERNAL_ERROR: u16 = 541;
 
 /// What the server said, where it is the server that failed the call.
 pub(super) fn reply(error: &lapin::Error) -> Option<&AMQPError> {
@@ -40,6 +42,10 @@ pub(super) fn broker(error: &lapin::Error) -> BrokerError {
 pub(super) fn of_queue(queue: &str, error: &lapin::Error) -> BrokerError {
     match reply(error) {
         Some(reply) if reply.get_id() == NOT_FOUND => BrokerError::UnknownQueue(queue.to_owned()),
+        // 3.10 fails over a name that it has not made itself, and takes the connection with it: once is enough.
+        Some(reply) if reply.get_id() == INTERNAL_ERROR && queue.starts_with(DIRECT_REPLY) => {
+            BrokerError::UnknownQueue(queue.to_owned())
+        }
         _ => broker(error),
     }
 }
@@ -58,6 +64,10 @@ pub(super) fn of_dialling(host: &str, error: &lapin::Error) -> BrokerError {
             let way = "check amqps, the port and ?cacertfile=";
             BrokerError::Refused(format!("no TLS connection with {host}: {error} ({way})"))
         }
+        // An answer that is not AMQP, such as TLS.
+        ErrorKind::ParsingError(_) => BrokerError::Refused(format!(
+            "{host} does not speak AMQP: if it speaks TLS, write amqps://, else check the port"
+        )),
         _ => match broker(error) {
             BrokerError::Refused(text) => BrokerError::Refused(format!("{host}: {text}")),
             BrokerError::Unavailable(text) => BrokerError::Unavailable(format!("{host}: {text}")),

@@ -4,6 +4,7 @@
 //! could recover by itself, but then a late ack is swallowed, an unconfirmed publish hangs and a deleted queue ends
 //! silently: a lost connection must be seen, so that leases end and publishes are answered. It never asks anybody to wait.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,12 +31,16 @@ const FAREWELL: Duration = Duration::from_secs(3);
 const REFUSALS: u32 = 10;
 /// How often a connection is asked whether it stands, beside the events that should tell.
 const GLANCE: Duration = Duration::from_secs(1);
+/// A broker that blocks the connection has confirmed within so long what it had read by then. The rest it reads when the
+/// alarm is over.
+const LAST_CONFIRMS: Duration = Duration::from_secs(1);
+
+/// Why the broker takes nothing for now, if so.
+pub(super) type Blocked = watch::Receiver<Option<String>>;
 
 /// A connection that stands.
 pub(super) struct Up {
     pub(super) connection: Connection,
-    /// Why the broker takes nothing for now.
-    blocked: watch::Sender<Option<String>>,
     /// Cancelled when it stands no longer.
     pub(super) lost: CancellationToken,
 }
@@ -49,6 +54,7 @@ enum State {
 /// One connection, dialled again whenever it is lost.
 pub(super) struct Link {
     state: watch::Receiver<State>,
+    blocked: Blocked,
     stop: CancellationToken,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -59,9 +65,11 @@ impl Link {
         let dialer = Dialer::new(url, purpose).await?;
         let first = dialer.dial().await?;
         let (sender, state) = watch::channel(State::Up(first.clone()));
+        let (block, blocked) = watch::channel(None);
         let stop = CancellationToken::new();
-        let supervisor = tokio::spawn(Supervisor { dialer, state: sender, stop: stop.clone() }.run(first));
-        Ok(Arc::new(Self { state, stop, supervisor: Mutex::new(Some(supervisor)) }))
+        let supervisor = Supervisor { dialer, state: sender, blocked: block, stop: stop.clone() };
+        let supervisor = Mutex::new(Some(tokio::spawn(supervisor.run(first))));
+        Ok(Arc::new(Self { state, blocked, stop, supervisor }))
     }
 
     /// The connection, if it stands.
@@ -73,6 +81,35 @@ impl Link {
             State::Up(up) if up.lost.is_cancelled() => Err(BrokerError::Unavailable("the connection broke".to_owned())),
             State::Up(up) => Ok(up.clone()),
             State::Down(error) => Err(error.clone()),
+        }
+    }
+
+    /// Why the broker takes nothing for now. AMQP tells only who publishes.
+    pub(super) fn blocked(&self) -> Blocked {
+        self.blocked.clone()
+    }
+
+    /// What `call` comes to, unless an alarm begins meanwhile and stays: then nothing more comes back until it is over.
+    pub(super) async fn unless_blocked<T>(
+        &self,
+        call: impl Future<Output = Result<T, BrokerError>>,
+    ) -> Result<T, BrokerError> {
+        tokio::select! {
+            biased;
+            done = call => done,
+            reason = self.stays_blocked() => Err(takes_nothing(&reason)),
+        }
+    }
+
+    async fn stays_blocked(&self) -> String {
+        let mut blocked = self.blocked();
+        loop {
+            let reason = blocked.wait_for(Option::is_some).await.map(|reason| reason.clone().unwrap_or_default());
+            // Without its keeper the connection is closed, which ends the call.
+            let Ok(reason) = reason else { return std::future::pending().await };
+            if timeout(LAST_CONFIRMS, blocked.wait_for(Option::is_none)).await.is_err() {
+                return reason;
+            }
         }
     }
 
@@ -95,16 +132,15 @@ impl Drop for Link {
     }
 }
 
-impl Up {
-    /// Why the broker takes nothing for now, if so.
-    pub(super) fn blocked(&self) -> Option<String> {
-        self.blocked.borrow().clone()
-    }
+/// The error of a publish during an alarm.
+pub(super) fn takes_nothing(reason: &str) -> BrokerError {
+    BrokerError::Unavailable(format!("blocked by the broker: {reason}"))
 }
 
 struct Supervisor {
     dialer: Dialer,
     state: watch::Sender<State>,
+    blocked: watch::Sender<Option<String>>,
     stop: CancellationToken,
 }
 
@@ -112,10 +148,11 @@ impl Supervisor {
     async fn run(self, mut up: Arc<Up>) {
         loop {
             let why = tokio::select! {
-                () = self.stop.cancelled() => return say_farewell(&up).await,
-                why = watched(&up) => why,
+                () = self.stop.cancelled() => return self.say_farewell(&up).await,
+                why = self.watched(&up) => why,
             };
             up.lost.cancel();
+            self.blocked.send_replace(None);
             let error = BrokerError::Unavailable(why);
             telemetry::broker_failed(self.dialer.purpose, &error);
             self.state.send_replace(State::Down(error));
@@ -151,42 +188,56 @@ impl Supervisor {
             }
         }
     }
-}
 
-/// Follows a connection to its end, and says why it ended.
-async fn watched(up: &Up) -> String {
-    let mut events = Box::pin(up.connection.events_listener());
-    let mut glance = interval(GLANCE);
-    glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            event = events.next() => match event {
-                Some(Event::ConnectionBlocked(reason)) => {
-                    tracing::warn!(reason, "the broker takes no messages for now");
-                    up.blocked.send_replace(Some(reason));
-                }
-                Some(Event::ConnectionUnblocked) => {
-                    tracing::info!("the broker takes messages again");
-                    up.blocked.send_replace(None);
-                }
-                // A channel's error comes here as well; it is not the connection's end.
-                Some(Event::Error(error)) if !up.connection.status().connected() => return error.to_string(),
-                Some(_) => {}
-                None => return "the connection broke".to_owned(),
-            },
-            _ = glance.tick() => {
-                if !up.connection.status().connected() {
-                    return "the connection broke".to_owned();
+    /// Follows a connection to its end, and says why it ended.
+    async fn watched(&self, up: &Up) -> String {
+        let mut events = Box::pin(up.connection.events_listener());
+        let mut glance = interval(GLANCE);
+        glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        tracing::warn!(reason, "the broker takes no messages for now");
+                        self.blocked.send_replace(Some(reason));
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        tracing::info!("the broker takes messages again");
+                        self.blocked.send_replace(None);
+                    }
+                    // A channel's error comes here as well; it is not the connection's end.
+                    Some(Event::Error(error)) if !up.connection.status().connected() => return error.to_string(),
+                    Some(_) => {}
+                    None => return "the connection broke".to_owned(),
+                },
+                _ = glance.tick() => {
+                    if !up.connection.status().connected() {
+                        return "the connection broke".to_owned();
+                    }
                 }
             }
         }
     }
+
+    async fn say_farewell(&self, up: &Up) {
+        up.lost.cancel();
+        // A broker that reads nothing hears no farewell.
+        if self.blocked.borrow().is_none() {
+            // What can't be closed is dropped: the broker gives back what was not settled either way.
+            let _ = timeout(FAREWELL, up.connection.close(200, "closed".into())).await;
+        }
+    }
 }
 
-async fn say_farewell(up: &Up) {
-    up.lost.cancel();
-    // What can't be closed is dropped: the broker gives back what was not settled either way.
-    let _ = timeout(FAREWELL, up.connection.close(200, "closed".into())).await;
+/// The certificates of a file. Without one nobody would be trusted, and the error would speak of the server's.
+async fn certificates(path: &Path) -> Result<String, BrokerError> {
+    let refused = |why: &str| BrokerError::Refused(format!("?cacertfile={} {why}", path.display()));
+    let read = tokio::fs::read_to_string(path).await;
+    let pem = read.map_err(|error| refused(&format!("can't be read ({error}): name a PEM file of certificates")))?;
+    if !pem.contains("-----BEGIN CERTIFICATE-----") {
+        return Err(refused("has no certificate: name a PEM file of them"));
+    }
+    Ok(pem)
 }
 
 /// Knows how to reach the hosts.
@@ -200,9 +251,7 @@ impl Dialer {
     async fn new(url: &AmqpUrl, purpose: &'static str) -> Result<Self, BrokerError> {
         let tls = match &url.cacertfile {
             None => None,
-            Some(path) => Some(tokio::fs::read_to_string(path).await.map_err(|error| {
-                BrokerError::Refused(format!("can't read the certificates of {}: {error}", path.display()))
-            })?),
+            Some(path) => Some(certificates(path).await?),
         };
         Ok(Self { uris: url.uris.clone(), tls, purpose })
     }
@@ -231,7 +280,6 @@ impl Dialer {
 
 impl Up {
     fn new(connection: Connection) -> Self {
-        let reason = connection.status().blocked().then(|| "no reason given".to_owned());
-        Self { connection, blocked: watch::channel(reason).0, lost: CancellationToken::new() }
+        Self { connection, lost: CancellationToken::new() }
     }
 }

@@ -19,7 +19,7 @@ use super::link::Link;
 /// Publishes that run at the same time; the next one waits for a channel.
 const CHANNELS_MAX: usize = 16;
 /// A call that is not answered within so long has failed.
-pub(super) const CALL: Duration = Duration::from_secs(15);
+const CALL: Duration = Duration::from_secs(15);
 
 /// Makes the channels of a pool.
 pub(super) struct Channels {

@@ -10,15 +10,14 @@ use deadpool::managed::Pool;
 use jiff::Timestamp;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{Confirmation, PublisherConfirm};
+use lapin::{BasicProperties, Confirmation, PublisherConfirm};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 use super::super::{BrokerError, Message, Publisher};
 use super::fault;
-use super::link::{Link, Up};
+use super::link::{Link, takes_nothing};
 use super::message::{Outgoing, outgoing, short};
-use super::pool::{self, CALL, Channels, Pooled, answered};
+use super::pool::{self, Channels, Pooled, answered};
 
 /// Messages of one call that may be unconfirmed.
 const WINDOW: usize = 1000;
@@ -27,7 +26,7 @@ const IN_FLIGHT_BYTES: u32 = 64 << 20;
 
 /// Names a waiting client rather than a queue. A mandatory message for it is returned although it was delivered:
 /// <https://www.rabbitmq.com/docs/direct-reply-to>. To a client that has gone it is lost, as the client is.
-const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
+pub(super) const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
 
 /// Publishes over one connection.
 #[derive(Clone)]
@@ -45,18 +44,22 @@ impl RabbitmqPublisher {
 
     /// Publishes what has its properties already.
     pub(super) async fn send(&self, queue: &str, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
-        let up = self.link.up()?;
+        self.link.up()?;
         let key = short(queue)?;
         if messages.is_empty() {
             return Ok(());
         }
         // An alarm stops the broker from reading, so nothing would come back.
-        if let Some(reason) = up.blocked() {
-            return Err(blocked(&reason));
+        if let Some(reason) = &*self.link.blocked().borrow() {
+            return Err(takes_nothing(reason));
         }
+        self.link.unless_blocked(self.send_now(queue, key, messages)).await
+    }
+
+    async fn send_now(&self, queue: &str, key: ShortString, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
         let mut channel = pool::channel(&self.pool).await?;
         channel.unconfirmed = true;
-        let mut flight = Flight { queue, up: &up, waiting: VecDeque::new(), taken: 0, returned: 0, rejected: 0 };
+        let mut flight = Flight { queue, waiting: VecDeque::new(), taken: 0, returned: 0, rejected: 0 };
         for message in messages {
             let permit = self.room(message.body.len(), &mut flight).await?;
             let confirm = publish_one(&channel, &key, &message, &flight).await?;
@@ -65,6 +68,32 @@ impl RabbitmqPublisher {
         while flight.land().await? {}
         channel.unconfirmed = false;
         flight.verdict()
+    }
+
+    /// Why the broker takes no messages for now, asked of it.
+    ///
+    /// It tells nobody but who publishes, so messages are published that no queue can be meant by: the broker drops them.
+    pub(super) async fn alarm(&self) -> Result<Option<String>, BrokerError> {
+        self.link.up()?;
+        let mut blocked = self.link.blocked();
+        let asked = async {
+            let mut channel = pool::channel(&self.pool).await?;
+            channel.unconfirmed = true;
+            // During an alarm the broker blocks the connection at the first one, and reads no second.
+            for _ in 0..2 {
+                let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+                let published = channel.channel.basic_publish("".into(), "".into(), options, b"", properties);
+                let confirmed = answered(async { published.await?.await }).await?;
+                confirmed.map_err(|error| fault::broker(&error))?;
+            }
+            channel.unconfirmed = false;
+            Ok(None)
+        };
+        tokio::select! {
+            biased;
+            Ok(reason) = blocked.wait_for(Option::is_some) => Ok(reason.clone()),
+            asked = asked => asked,
+        }
     }
 
     /// Waits until a body of so many bytes may be on the way.
@@ -101,7 +130,6 @@ async fn publish_one(
 /// The messages of one call.
 struct Flight<'a> {
     queue: &'a str,
-    up: &'a Up,
     waiting: VecDeque<(PublisherConfirm, OwnedSemaphorePermit)>,
     taken: usize,
     returned: usize,
@@ -112,7 +140,7 @@ impl Flight<'_> {
     /// Waits for the oldest confirm; false when none is missing.
     async fn land(&mut self) -> Result<bool, BrokerError> {
         let Some((confirm, permit)) = self.waiting.pop_front() else { return Ok(false) };
-        let confirmed = timeout(CALL, confirm).await.map_err(|_| self.late())?;
+        let confirmed = answered(confirm).await?;
         drop(permit);
         match confirmed.map_err(|error| fault::of_queue(self.queue, &error))? {
             // `is_ack()` is true of a returned message as well.
@@ -126,13 +154,6 @@ impl Flight<'_> {
         Ok(true)
     }
 
-    fn late(&self) -> BrokerError {
-        match self.up.blocked() {
-            Some(reason) => blocked(&reason),
-            None => BrokerError::Unavailable(format!("no confirm within {} s", CALL.as_secs())),
-        }
-    }
-
     fn verdict(&self) -> Result<(), BrokerError> {
         match (self.taken, self.returned, self.rejected) {
             (_, 0, 0) => Ok(()),
@@ -144,10 +165,6 @@ impl Flight<'_> {
             _ => Err(BrokerError::UnknownQueue(self.queue.to_owned())),
         }
     }
-}
-
-fn blocked(reason: &str) -> BrokerError {
-    BrokerError::Unavailable(format!("blocked by the broker: {reason}"))
 }
 
 impl Publisher for RabbitmqPublisher {
