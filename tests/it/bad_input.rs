@@ -1,7 +1,8 @@
 //! What anybody may hand in, and what comes of it: each row of one table is given to the real binaries, and the same
 //! table stands in docs/operations.md.
 //!
-//! `bad_input/` holds the rows by who is given what: a worker a [`jobs`] message, a producer a [`lines`] of input or a
+//! `bad_input/` holds the rows by who is given what: a worker a [`jobs`] message, in any
+//! form that [`amqp`] has, a producer a [`lines`] of input or a
 //! whole [`commands`] line, a worker a [`models`] directory. To add a row, add it there; `UPDATE_DOCS=1 make test`
 //! writes the document.
 
@@ -13,6 +14,7 @@ use serde_json::Value;
 
 use crate::documents::check_block;
 
+mod amqp;
 mod commands;
 mod jobs;
 mod lines;
@@ -118,6 +120,7 @@ fn the_table_of_bad_input_is_true() {
     let parts = [
         part("A job as a whole", jobs::BODIES.iter().map(|row| (row.given, row.answer))),
         part("A job's fields", jobs::FIELDS.iter().map(|row| (row.given, row.answer))),
+        part("A message over AMQP", amqp::MESSAGES.iter().map(|row| (row.given, row.answer))),
         part("A job for a model", jobs::FOR_A_MODEL.iter().map(|row| (row.given, row.answer))),
         part("A line of a producer's input", lines::LINES.iter().map(|row| (row.given, row.answer))),
         part("A producer's command", commands::COMMANDS.iter().map(|row| (row.given, row.answer))),

@@ -5,7 +5,9 @@
 
 use std::collections::VecDeque;
 
-use inferq_shared::broker::{AnyConsumer, Attributes, Consumer, Message};
+use inferq_shared::broker::{
+    AnyConsumer, Attributes, Broker, ConsumeOptions, Consumer, Message, Publisher, QueueNames,
+};
 use inferq_shared::job::attribute;
 use inferq_shared::reply::{Reply, Status};
 use inferq_tests::brokers::up_to;
@@ -53,7 +55,8 @@ impl Row {
         Self { beside, ..self }
     }
 
-    fn message(&self) -> Message {
+    /// As a client publishes it.
+    pub(super) fn message(&self) -> Message {
         let long_ago = || (Timestamp::now().as_millisecond() - 2 * 3_600_000).to_string();
         let attribute = match self.beside {
             Beside::Nothing => None,
@@ -67,7 +70,7 @@ impl Row {
 }
 
 /// A good job with these fields put in the place of its own; `null` takes one away.
-fn with(fields: Value) -> Vec<u8> {
+pub(super) fn with(fields: Value) -> Vec<u8> {
     let mut job = json!({"version": 1, "id": "bad", "inputs": ["a text"]});
     for (field, value) in fields.as_object().unwrap() {
         job[field] = value.clone();
@@ -81,8 +84,9 @@ fn with_text(text: impl Into<String>) -> Vec<u8> {
 }
 
 /// The client's end of a worker's queue.
-struct Client {
-    queue: QueueFile,
+pub(super) struct Client {
+    broker: Broker,
+    jobs: String,
     replies: AnyConsumer,
     dead: AnyConsumer,
     ends: VecDeque<End>,
@@ -98,17 +102,17 @@ enum End {
 impl End {
     fn of(message: &Message, is_dead: bool) -> Self {
         match is_dead {
-            true => Self::Dead(message.attributes[attribute::DEAD_REASON].clone()),
+            true => Self::Dead(message.attributes.get(attribute::DEAD_REASON).cloned().unwrap_or_default()),
             false => Self::Reply(Box::new(Reply::decode(&message.body).unwrap())),
         }
     }
 }
 
 impl Client {
-    async fn of(queue: QueueFile) -> Self {
-        let replies = queue.consumer(&queue.names.results()).await;
-        let dead = queue.consumer(&queue.names.dead()).await;
-        Self { queue, replies, dead, ends: VecDeque::new() }
+    pub(super) async fn of(broker: &Broker, names: &QueueNames) -> Self {
+        let consumer = async |queue: String| broker.consumer(&queue, ConsumeOptions::new()).await.unwrap();
+        let (replies, dead) = (consumer(names.results()).await, consumer(names.dead()).await);
+        Self { broker: broker.clone(), jobs: names.jobs.clone(), replies, dead, ends: VecDeque::new() }
     }
 
     /// What comes next of any job.
@@ -129,19 +133,35 @@ impl Client {
         self.ends.pop_front().unwrap()
     }
 
+    /// The id of the reply that comes next; before it, only what could not be delivered.
+    pub(super) async fn next_reply(&mut self) -> String {
+        loop {
+            match self.end().await {
+                End::Reply(reply) => return reply.id.to_string(),
+                End::Dead(why) => assert!(why.starts_with("reply_undeliverable: "), "a dead letter: {why}"),
+            }
+        }
+    }
+
     /// Gives a row and a good job after it; says what differs from what should come of them.
     async fn give(&mut self, row: &Row) -> Option<String> {
-        self.queue.publish(vec![row.message(), message("good", "a good text")]).await;
+        let jobs = vec![row.message(), message("good", "a good text")];
+        self.broker.publisher().publish(&self.jobs, jobs).await.unwrap();
+        self.expect(row.given, row.answer).await
+    }
+
+    /// Waits for what comes of something given and a good job after it; says what differs from what should.
+    pub(super) async fn expect(&mut self, given: &str, answer: Answer) -> Option<String> {
         let (mut good, mut differs) = (false, None);
         for _ in 0..2 {
             match self.end().await {
                 End::Reply(reply) if reply.id.as_str() == "good" => good = reply.status == Status::Succeeded,
-                End::Reply(reply) => differs = row.answer.differs_from(&reply),
-                End::Dead(why) => differs = differs_from_dead(row.answer, &why),
+                End::Reply(reply) => differs = answer.differs_from(&reply),
+                End::Dead(why) => differs = differs_from_dead(answer, &why),
             }
         }
-        assert!(good, "after {}: the good job was not answered", row.given);
-        differs.map(|differs| format!("{}: {} was expected, not {differs}", row.given, row.answer))
+        assert!(good, "after {given}: the good job was not answered");
+        differs.map(|differs| format!("{given}: {answer} was expected, not {differs}"))
     }
 
     async fn give_all(mut self, rows: impl IntoIterator<Item = &Row>) {
@@ -155,7 +175,10 @@ impl Client {
 
 fn differs_from_dead(answer: Answer, why: &str) -> Option<String> {
     let agrees = match answer {
-        Answer::Dead { reason, says } => why.starts_with(&format!("{reason}: ")) && why.contains(says),
+        // The broker's own reasons are single words.
+        Answer::Dead { reason, says } => {
+            why.contains(says) && (why == reason || why.starts_with(&format!("{reason}: ")))
+        }
         _ => false,
     };
     (!agrees).then(|| format!("a dead letter: {why}"))
@@ -165,7 +188,7 @@ fn differs_from_dead(answer: Answer, why: &str) -> Option<String> {
 async fn every_bad_job_has_its_answer_and_the_worker_goes_on() {
     let queue = QueueFile::new().await;
     let worker = WorkerProcess::start(&queue.path, &["--echo-faults"]);
-    Client::of(queue).await.give_all(BODIES.iter().chain(FIELDS)).await;
+    Client::of(&queue.broker, &queue.names).await.give_all(BODIES.iter().chain(FIELDS)).await;
     assert_eq!(worker.get("/healthz").0, 200);
 }
 
@@ -174,7 +197,7 @@ async fn every_bad_job_for_a_model_has_its_answer_and_the_worker_goes_on() {
     let queue = QueueFile::new().await;
     let model = model_directory().display().to_string();
     let worker = WorkerProcess::start_with(&queue.path, &["--model", &model]);
-    Client::of(queue).await.give_all(FOR_A_MODEL).await;
+    Client::of(&queue.broker, &queue.names).await.give_all(FOR_A_MODEL).await;
     assert_eq!(worker.get("/healthz").0, 200);
 }
 
