@@ -49,8 +49,10 @@ pub(super) const ROUTE_EXPIRES: Duration = Duration::from_secs(31 * 86400);
 const WHILE_FULL: Backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(200) };
 /// Waiting for so long is worth a line.
 const SAY_AFTER: Duration = Duration::from_secs(3);
-/// Publishes that wait for their confirm: enough that the broker has work while the ledger is synced.
+/// Groups that wait for their confirm: enough that the broker has work while the ledger is synced,
 const GROUPS_IN_FLIGHT: usize = 8;
+/// but, beyond two groups, no more bytes than this.
+const BYTES_IN_FLIGHT: usize = 2 << 20;
 /// How often progress is told when nothing else happens.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,7 @@ impl Submission<'_> {
         let (recipe, submission) = (self.recipe.clone(), self.submission.clone());
         let reader = thread::spawn(move || read(input, &recipe, &submission, &tx));
         let mut in_flight = FuturesOrdered::new();
-        let (mut rows, mut total, mut published) = (0, Total::Unknown, Published::default());
+        let (mut rows, mut total, mut published, mut bytes) = (0, Total::Unknown, Published::default(), 0);
         let mut reading = true;
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,15 +124,17 @@ impl Submission<'_> {
                     let (done, failed) = so_far(done, &mut in_flight);
                     self.ledger.with(|ledger| ledger.record_confirmed(&done.chunks))?;
                     failed?;
+                    bytes -= done.bytes;
                     rows += done.chunks.iter().map(Confirmed::rows).sum::<u64>();
                     published.jobs += done.jobs;
                     published.chunks += done.chunks.len() as u64;
                     total = Total::estimate(rows, done.fraction);
                     report(rows, total);
                 }
-                group = groups.recv(), if reading && in_flight.len() < GROUPS_IN_FLIGHT => match group {
+                group = groups.recv(), if reading && has_room(in_flight.len(), bytes) => match group {
                     Some(group) => {
                         let group = group?;
+                        bytes += group.bytes;
                         group.notes.iter().for_each(|line| progress.note(line));
                         in_flight.push_back(self.publish(self.unpublished(group)?, progress));
                     }
@@ -166,9 +170,9 @@ impl Submission<'_> {
     async fn publish(&self, group: Group, progress: &Progress) -> Result<Done, Error> {
         let (chunks, messages): (Vec<_>, Vec<_>) = group.jobs.into_iter().unzip();
         let messages: Vec<Message> = messages.into_iter().flatten().collect();
-        let jobs = messages.len() as u64;
+        let (jobs, bytes) = (messages.len() as u64, group.bytes);
         self.publish_until_confirmed(messages, progress).await.map_err(|error| failed(self.queue, error))?;
-        Ok(Done { chunks, jobs, fraction: group.fraction })
+        Ok(Done { chunks, jobs, bytes, fraction: group.fraction })
     }
 
     /// Publishes `messages`, again and again while the broker is away or full. The job ids make the repeats harmless.
@@ -227,6 +231,11 @@ impl Submission<'_> {
     }
 }
 
+/// Whether another group may be on its way beside so many.
+fn has_room(groups: usize, bytes: usize) -> bool {
+    groups < 2 || (groups < GROUPS_IN_FLIGHT && bytes < BYTES_IN_FLIGHT)
+}
+
 /// `first` and the groups after it that are confirmed by now, as one: the ledger is synced once for all of them. What
 /// failed after them comes beside them, as they must be recorded all the same.
 fn so_far<F: Future<Output = Result<Done, Error>>>(
@@ -249,6 +258,7 @@ fn so_far<F: Future<Output = Result<Done, Error>>>(
 struct Done {
     chunks: Vec<Confirmed>,
     jobs: u64,
+    bytes: usize,
     fraction: Option<f64>,
 }
 
@@ -256,6 +266,7 @@ impl Done {
     fn extend(&mut self, later: Self) {
         self.chunks.extend(later.chunks);
         self.jobs += later.jobs;
+        self.bytes += later.bytes;
         self.fraction = later.fraction;
     }
 }

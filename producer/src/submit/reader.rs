@@ -27,7 +27,8 @@ pub(super) struct Group {
     pub(super) notes: Vec<String>,
     /// The share of the input that has been read.
     pub(super) fraction: Option<f64>,
-    bytes: usize,
+    /// Of the bodies.
+    pub(super) bytes: usize,
 }
 
 /// Reads the whole input into groups. The last thing sent is why reading ended, if that is an error.
