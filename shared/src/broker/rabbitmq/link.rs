@@ -198,12 +198,13 @@ impl Supervisor {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
+                        // Known before it is said.
+                        self.blocked.send_replace(Some(reason.clone()));
                         tracing::warn!(reason, "the broker takes no messages for now");
-                        self.blocked.send_replace(Some(reason));
                     }
                     Some(Event::ConnectionUnblocked) => {
-                        tracing::info!("the broker takes messages again");
                         self.blocked.send_replace(None);
+                        tracing::info!("the broker takes messages again");
                     }
                     // A channel's error comes here as well; it is not the connection's end.
                     Some(Event::Error(error)) if !up.connection.status().connected() => return error.to_string(),
