@@ -33,9 +33,6 @@ pub(super) struct ConfirmChannel {
     pub(super) unconfirmed: bool,
 }
 
-/// A channel that goes back when it is dropped.
-pub(super) type Pooled = Object<Channels>;
-
 /// An empty pool over `link`.
 pub(super) fn pool(link: Arc<Link>) -> Pool<Channels> {
     Pool::builder(Channels { link })
@@ -46,11 +43,11 @@ pub(super) fn pool(link: Arc<Link>) -> Pool<Channels> {
         .expect("a pool with a runtime can have timeouts")
 }
 
-/// A channel.
+/// A channel, which goes back when it is dropped.
 ///
 /// # Errors
 /// `Unavailable` without a connection, or when every channel stays busy.
-pub(super) async fn channel(pool: &Pool<Channels>) -> Result<Pooled, BrokerError> {
+pub(super) async fn channel(pool: &Pool<Channels>) -> Result<Object<Channels>, BrokerError> {
     pool.get().await.map_err(|error| match error {
         PoolError::Backend(error) => error,
         PoolError::Closed => BrokerError::Closed,

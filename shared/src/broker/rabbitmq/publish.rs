@@ -3,21 +3,21 @@
 //! In: messages and the queue that they are for. Out: the broker's word for each. A message that no queue takes is
 //! *confirmed* by the broker and returned beside the confirm: who looks only at the confirm loses it.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use deadpool::managed::Pool;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use jiff::Timestamp;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Confirmation, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::{BrokerError, Message, Publisher};
 use super::fault;
 use super::link::{Link, takes_nothing};
 use super::message::{Outgoing, outgoing, short};
-use super::pool::{self, Channels, Pooled, answered};
+use super::pool::{self, Channels, answered};
 
 /// Messages of one call that may be unconfirmed.
 const WINDOW: usize = 1000;
@@ -59,15 +59,16 @@ impl RabbitmqPublisher {
     async fn send_now(&self, queue: &str, key: ShortString, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
         let mut channel = pool::channel(&self.pool).await?;
         channel.unconfirmed = true;
-        let mut flight = Flight { queue, waiting: VecDeque::new(), taken: 0, returned: 0, rejected: 0 };
+        let mut flight = Flight { queue, waiting: FuturesUnordered::new(), taken: 0, returned: 0, rejected: 0 };
         for message in messages {
             let permit = self.room(message.body.len(), &mut flight).await?;
-            let confirm = publish_one(&channel, &key, &message, &flight).await?;
-            flight.waiting.push_back((confirm, permit));
+            flight.waiting.push(publish_one(&channel.channel, &key, message, permit));
         }
         while flight.land().await? {}
+        let verdict = flight.verdict();
+        drop(flight);
         channel.unconfirmed = false;
-        flight.verdict()
+        verdict
     }
 
     /// Why the broker takes no messages for now, asked of it.
@@ -97,7 +98,10 @@ impl RabbitmqPublisher {
     }
 
     /// Waits until a body of so many bytes may be on the way.
-    async fn room(&self, bytes: usize, flight: &mut Flight<'_>) -> Result<OwnedSemaphorePermit, BrokerError> {
+    async fn room<F>(&self, bytes: usize, flight: &mut Flight<'_, F>) -> Result<OwnedSemaphorePermit, BrokerError>
+    where
+        F: Future<Output = lapin::Result<Confirmation>>,
+    {
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, IN_FLIGHT_BYTES);
         loop {
             if flight.waiting.len() < WINDOW
@@ -114,35 +118,36 @@ impl RabbitmqPublisher {
     }
 }
 
+/// Publishes one message, and waits for its confirm.
+///
+/// lapin answers a publish when it has been written to the socket. So that a thousand messages go in a few writes, a
+/// thousand of these are waited for together.
 async fn publish_one(
-    channel: &Pooled,
+    channel: &Channel,
     key: &ShortString,
-    message: &Outgoing,
-    flight: &Flight<'_>,
-) -> Result<PublisherConfirm, BrokerError> {
+    message: Outgoing,
+    _permit: OwnedSemaphorePermit,
+) -> lapin::Result<Confirmation> {
+    let Outgoing { body, properties } = message;
     let options = BasicPublishOptions { mandatory: !key.as_str().starts_with(DIRECT_REPLY), immediate: false };
-    let properties = message.properties.clone();
-    let published =
-        answered(channel.channel.basic_publish("".into(), key.clone(), options, &message.body, properties)).await?;
-    published.map_err(|error| fault::of_queue(flight.queue, &error))
+    channel.basic_publish("".into(), key.clone(), options, &body, properties).await?.await
 }
 
 /// The messages of one call.
-struct Flight<'a> {
+struct Flight<'a, F> {
     queue: &'a str,
-    waiting: VecDeque<(PublisherConfirm, OwnedSemaphorePermit)>,
+    waiting: FuturesUnordered<F>,
     taken: usize,
     returned: usize,
     rejected: usize,
 }
 
-impl Flight<'_> {
-    /// Waits for the oldest confirm; false when none is missing.
+impl<F: Future<Output = lapin::Result<Confirmation>>> Flight<'_, F> {
+    /// Waits for the next confirm; false when none is missing.
     async fn land(&mut self) -> Result<bool, BrokerError> {
-        let Some((confirm, permit)) = self.waiting.pop_front() else { return Ok(false) };
-        let confirmed = answered(confirm).await?;
-        drop(permit);
-        match confirmed.map_err(|error| fault::of_queue(self.queue, &error))? {
+        let next = answered(async { self.waiting.next().await.transpose() }).await?;
+        let Some(confirmed) = next.map_err(|error| fault::of_queue(self.queue, &error))? else { return Ok(false) };
+        match confirmed {
             // `is_ack()` is true of a returned message as well.
             Confirmation::Ack(None) => self.taken += 1,
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => self.returned += 1,

@@ -128,7 +128,10 @@ async fn with_model(server: &RabbitmqServer, model: &str, figures: &mut Figures)
     let (input, output) = (folder.path().join("texts.jsonl"), folder.path().join("vectors.jsonl"));
     write_lines(&input, texts)?;
     let mut run = command("inferq");
-    run.args(["run", "--health", "127.0.0.1:0", "--model", model, "--input"]).arg(&input).arg("--output").arg(&output);
+    run.args(["run", "--log", "info", "--health", "127.0.0.1:0", "--model", model, "--input"])
+        .arg(&input)
+        .arg("--output")
+        .arg(&output);
     let run = WorkerProcess::spawn(&mut run);
     run.until_logged("ready");
     let started = Instant::now();
