@@ -264,20 +264,19 @@ impl Landing {
 
 impl<P: Publisher> Flight<P> {
     async fn fly(mut self, answered: Vec<Answered>) -> Landed {
-        let (answered, messages) = self.offload.run(move || encode(answered)).await;
         if crate::mutant::active("ack_before_confirm") {
+            let messages = answered.iter().map(message).collect();
             settle(answered, Landing::Confirmed, &self.route).await;
-            let _ = self.publish(&[], messages).await;
+            let _ = self.publisher.publish(&self.route, messages).await;
             return Landed::Route(self.route);
         }
-        let mut pieces = vec![(answered, messages)];
-        while let Some((mut answered, mut messages)) = pieces.pop() {
-            let landing = self.publish(&answered, messages.clone()).await;
+        let mut pieces = vec![answered];
+        while let Some(mut answered) = pieces.pop() {
+            let landing = self.publish(&mut answered).await;
             if answered.len() > 1 && landing.is_of_all() {
                 // Which of them is refused, or how many there is room for, can only be told by trying fewer.
-                let half = answered.len() / 2;
-                pieces.push((answered.split_off(half), messages.split_off(half)));
-                pieces.push((answered, messages));
+                let rest = answered.split_off(answered.len() / 2);
+                pieces.extend([rest, answered]);
             } else {
                 settle(answered, landing, &self.route).await;
             }
@@ -286,16 +285,20 @@ impl<P: Publisher> Flight<P> {
     }
 
     /// Publishes until confirmed, refused, or held too long. A full route is waited for only with one reply in hand.
-    async fn publish(&mut self, answered: &[Answered], messages: Vec<Message>) -> Landing {
+    async fn publish(&mut self, answered: &mut Vec<Answered>) -> Landing {
         let held_since = answered.iter().map(|one| one.at).min().unwrap_or(self.since);
         let mut outage = None;
         let mut failures = 0;
         loop {
+            // Encoded for each try: keeping a copy for the next would cost every reply, and few are tried twice.
+            let taken = std::mem::take(answered);
+            let (back, messages) = self.offload.run(move || encode(taken)).await;
+            *answered = back;
             let working = self.working.clone();
             let published = tokio::select! {
                 biased;
                 () = working.cancelled() => return Landing::Released(ReleaseReason::DrainLimit),
-                published = self.publisher.publish(&self.route, messages.clone()) => published,
+                published = self.publisher.publish(&self.route, messages) => published,
             };
             let error = match published {
                 Ok(()) => return Landing::Confirmed,

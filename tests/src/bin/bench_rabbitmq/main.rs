@@ -41,7 +41,7 @@ const IDLE: Duration = Duration::from_secs(4);
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::from_arguments(20_000)?;
+    let options = Options::from_arguments(60_000)?;
     let server = RabbitmqServer::own().context(HOW_TO_INSTALL)?;
     let mut figures = Figures::new();
     for round in 0..options.rounds {
