@@ -348,10 +348,29 @@ impl DecodeErrorKind {
     }
 }
 
+/// What a job's JSON has beside its items, and an item beside its texts, about.
+const ENVELOPE_BYTES: usize = 256;
+const ITEM_BYTES: usize = 24;
+
 impl Job {
     /// The job as UTF-8 JSON.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a job has only string keys")
+        let mut body = Vec::with_capacity(self.bytes_about());
+        serde_json::to_writer(&mut body, self).expect("a job has only string keys");
+        body
+    }
+
+    /// About how long its JSON is, so that the buffer does not grow step by step.
+    fn bytes_about(&self) -> usize {
+        let Inputs::Items(items) = &self.inputs else { return ENVELOPE_BYTES };
+        let of_item = |item: &Item| {
+            let input = match &item.input {
+                Input::Text(text) => text.len(),
+                Input::Pair(query, passage) => query.len() + passage.len(),
+            };
+            item.id.as_ref().map_or(0, String::len) + input + ITEM_BYTES
+        };
+        ENVELOPE_BYTES + items.iter().map(of_item).sum::<usize>()
     }
 
     /// Reads a job. Needs at most a few times the memory of the body, which `limits` bounds before anything is read.

@@ -234,10 +234,27 @@ pub enum ReplyDecodeError {
     Version(u64),
 }
 
+/// What a reply's JSON has beside its results, a result beside its numbers, and a number with its comma, about.
+const ENVELOPE_BYTES: usize = 768;
+const RESULT_BYTES: usize = 96;
+const FLOAT_BYTES: usize = 13;
+
 impl Reply {
     /// The reply as UTF-8 JSON.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a reply has only string keys")
+        let mut body = Vec::with_capacity(self.bytes_about());
+        serde_json::to_writer(&mut body, self).expect("a reply has only string keys");
+        body
+    }
+
+    /// About how long its JSON is, so that the buffer does not grow step by step.
+    fn bytes_about(&self) -> usize {
+        let numbers = |result: &ItemResult| match &result.embedding {
+            Some(Embedding::Float(values)) => values.len() * FLOAT_BYTES,
+            Some(Embedding::Base64(values)) => (values.len() * size_of::<f32>()).div_ceil(3) * 4,
+            None => 0,
+        };
+        ENVELOPE_BYTES + self.results.iter().map(|result| RESULT_BYTES + numbers(result)).sum::<usize>()
     }
 
     /// Reads a reply. Needs a few times the memory of the body, which the caller bounds.

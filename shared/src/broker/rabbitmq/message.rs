@@ -10,6 +10,8 @@ use super::super::{Attributes, BrokerError, Message};
 use super::declare::is_delay;
 use crate::job::attribute;
 
+/// Of a short string.
+const SHORT_BYTES_MAX: usize = 255;
 /// Written to disk before it is confirmed.
 const PERSISTENT: u8 = 2;
 /// AMQP puts all headers into one frame, of which the broker allows 128 KiB.
@@ -32,37 +34,41 @@ fn is_the_brokers(name: &str) -> bool {
 ///
 /// # Errors
 /// `Refused` when it has more than 255 bytes.
-pub(super) fn short(text: &str) -> Result<ShortString, BrokerError> {
-    let refused = |_| BrokerError::Refused(format!("{:.40}… has {} bytes: AMQP allows 255", text, text.len()));
-    ShortString::try_new(text.to_owned()).map_err(refused)
+pub(super) fn short(text: impl Into<String>) -> Result<ShortString, BrokerError> {
+    let text = text.into();
+    if text.len() > SHORT_BYTES_MAX {
+        let bytes = text.len();
+        return Err(BrokerError::Refused(format!("{text:.40}… has {bytes} bytes: AMQP allows {SHORT_BYTES_MAX}")));
+    }
+    ShortString::try_new(text).map_err(|error| BrokerError::Refused(error.to_string()))
 }
 
 /// The properties that carry these attributes; `now` stands in where they don't say when it was published.
 ///
 /// # Errors
 /// `Refused` when AMQP can't carry them.
-pub(super) fn encode(attributes: &Attributes, now: i64) -> Result<BasicProperties, BrokerError> {
+pub(super) fn encode(attributes: Attributes, now: i64) -> Result<BasicProperties, BrokerError> {
     let bytes: usize = attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
     if bytes > ATTRIBUTES_BYTES_MAX {
         let message = format!("attributes of {bytes} bytes: AMQP's frames allow {ATTRIBUTES_BYTES_MAX}");
         return Err(BrokerError::Refused(message));
     }
     let mut headers = FieldTable::default();
+    if !attributes.contains_key(attribute::PUBLISHED_AT) {
+        headers.insert(attribute::PUBLISHED_AT.into(), text(now.to_string()));
+    }
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     for (name, value) in attributes {
-        match &**name {
+        match &*name {
             attribute::AMQP_REPLY_TO => properties = properties.with_reply_to(short(value)?),
             attribute::AMQP_CORRELATION_ID => properties = properties.with_correlation_id(short(value)?),
             _ => {
-                if let (attribute::CONTENT_TYPE, Ok(value)) = (&**name, short(value)) {
+                if let (attribute::CONTENT_TYPE, Ok(value)) = (&*name, short(&*value)) {
                     properties = properties.with_content_type(value);
                 }
                 headers.insert(short(name)?, text(value));
             }
         }
-    }
-    if !attributes.contains_key(attribute::PUBLISHED_AT) {
-        headers.insert(attribute::PUBLISHED_AT.into(), text(&now.to_string()));
     }
     Ok(properties.with_headers(headers))
 }
@@ -125,7 +131,7 @@ pub(super) fn attempt(properties: &BasicProperties, redelivered: bool) -> u32 {
 pub(super) fn again(properties: &BasicProperties, attempt: u32) -> BasicProperties {
     let mut headers = own_headers(properties);
     if attempt > 1 {
-        headers.insert(attribute::ATTEMPT.into(), text(&attempt.to_string()));
+        headers.insert(attribute::ATTEMPT.into(), text(attempt.to_string()));
     }
     let again = carried(properties).with_headers(headers);
     // What was to be worth nothing after a time still is.
@@ -199,7 +205,7 @@ pub(super) fn dead(properties: &BasicProperties, epitaph: &Epitaph<'_>) -> Basic
 fn own_headers(properties: &BasicProperties) -> FieldTable {
     let mut headers = FieldTable::default();
     for (name, value) in death(properties) {
-        headers.insert(name.into(), text(&value));
+        headers.insert(name.into(), text(value));
     }
     let mut bytes = 0;
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
@@ -232,8 +238,8 @@ fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPVal
     properties.headers().as_ref()?.inner().get(name)
 }
 
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(LongString::from(value))
+fn text(value: impl Into<LongString>) -> AMQPValue {
+    AMQPValue::LongString(value.into())
 }
 
 /// A header's value as text; `None` for what is no plain value.
@@ -265,7 +271,7 @@ fn rendered(value: &AMQPValue) -> Option<String> {
 /// # Errors
 /// As [`encode`].
 pub(super) fn outgoing(message: Message, now: i64) -> Result<Outgoing, BrokerError> {
-    Ok(Outgoing { properties: encode(&message.attributes, now)?, body: message.body })
+    Ok(Outgoing { properties: encode(message.attributes, now)?, body: message.body })
 }
 
 /// What goes over the wire.
@@ -294,7 +300,7 @@ mod tests {
         let pairs =
             [("a", ""), (attribute::CONTENT_TYPE, "text/plain"), ("ü", "日本"), (attribute::AMQP_REPLY_TO, "q")];
         let mut attributes: Attributes = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let properties = encode(&attributes, 5).expect("AMQP carries them");
+        let properties = encode(attributes.clone(), 5).expect("AMQP carries them");
         attributes.insert(attribute::PUBLISHED_AT.to_owned(), "5".to_owned());
         assert_eq!(decode(&properties), attributes);
         assert_eq!(decode(&again(&properties, 3)), attributes);
@@ -343,7 +349,7 @@ mod tests {
         let headers = [
             ("CC", AMQPValue::FieldArray(vec![text("elsewhere")].into())),
             ("kept", text("x")),
-            ("large", text(&"x".repeat(ATTRIBUTES_BYTES_MAX))),
+            ("large", text("x".repeat(ATTRIBUTES_BYTES_MAX))),
         ];
         let original = with_headers(&headers).with_user_id("somebody".into()).with_expiration("60000".into());
         let original = original.with_priority(9).with_type("t".into()).with_timestamp(7);
@@ -360,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_amqp_can_not_carry_is_refused() {
-        let one = |name: String, value: String| encode(&Attributes::from([(name, value)]), 0);
+        let one = |name: String, value: String| encode(Attributes::from([(name, value)]), 0);
         assert!(matches!(one("n".repeat(256), String::new()), Err(BrokerError::Refused(_))));
         assert!(matches!(one("n".to_owned(), "v".repeat(200 << 10)), Err(BrokerError::Refused(_))));
         assert!(one("n".repeat(255), "v".repeat(64 << 10)).is_ok());
