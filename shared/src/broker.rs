@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 mod desk;
+mod kept;
 mod look;
 pub mod memory;
 pub mod pubsub;
@@ -338,10 +339,8 @@ pub enum AnyConsumer {
     Memory(memory::MemoryConsumer),
     /// A file on this machine.
     Sqlite(sqlite::SqliteConsumer),
-    /// RabbitMQ.
-    Rabbitmq(rabbitmq::RabbitmqConsumer),
-    /// Google Pub/Sub.
-    PubSub(pubsub::PubSubConsumer),
+    /// A server elsewhere: RabbitMQ or Pub/Sub.
+    Kept(kept::KeptConsumer),
 }
 
 impl Broker {
@@ -523,8 +522,8 @@ impl Broker {
         Ok(match self {
             Self::Memory(broker) => AnyConsumer::Memory(broker.consumer(queue, options).await?),
             Self::Sqlite(broker) => AnyConsumer::Sqlite(broker.consumer(queue, options).await?),
-            Self::Rabbitmq(broker) => AnyConsumer::Rabbitmq(broker.consumer(queue, options).await?),
-            Self::PubSub(broker) => AnyConsumer::PubSub(broker.consumer(queue, options).await?),
+            Self::Rabbitmq(broker) => AnyConsumer::Kept(broker.consumer(queue, options).await?),
+            Self::PubSub(broker) => AnyConsumer::Kept(broker.consumer(queue, options).await?),
         })
     }
 
@@ -555,8 +554,7 @@ impl Consumer for AnyConsumer {
         match self {
             Self::Memory(consumer) => consumer.receive(pull).await,
             Self::Sqlite(consumer) => consumer.receive(pull).await,
-            Self::Rabbitmq(consumer) => consumer.receive(pull).await,
-            Self::PubSub(consumer) => consumer.receive(pull).await,
+            Self::Kept(consumer) => consumer.receive(pull).await,
         }
     }
 
@@ -564,8 +562,7 @@ impl Consumer for AnyConsumer {
         match self {
             Self::Memory(consumer) => consumer.close().await,
             Self::Sqlite(consumer) => consumer.close().await,
-            Self::Rabbitmq(consumer) => consumer.close().await,
-            Self::PubSub(consumer) => consumer.close().await,
+            Self::Kept(consumer) => consumer.close().await,
         }
     }
 }

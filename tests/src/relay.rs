@@ -20,6 +20,9 @@ const SLOWNESS: Duration = Duration::from_millis(100);
 /// Bytes of a piece. A slow link carries ten of them a second.
 const PIECE: usize = 16 << 10;
 
+/// A server that hears nothing of a silent connection gives it up after so long.
+const GIVEN_UP: Duration = Duration::from_secs(30);
+
 /// A running relay.
 pub struct Relay {
     address: SocketAddr,
@@ -56,7 +59,7 @@ impl Relay {
     }
 
     /// Every connection goes silent for good, in both directions, and nobody is told: neither what is sent arrives, nor
-    /// that the other side has gone away. New ones are let through.
+    /// that the other side has gone away. After a while the server gives it up by itself. New ones are let through.
     pub fn half_open(&self) {
         self.link.send_modify(|link| link.silences += 1);
     }
@@ -92,13 +95,31 @@ async fn relay(mut client: TcpStream, upstream: SocketAddr, link: watch::Receive
     let Ok(mut server) = TcpStream::connect(upstream).await else { return };
     // Closing either then sends a reset, which is what a cut link's ends see sooner or later.
     let _ = (client.set_zero_linger(), server.set_zero_linger(), client.set_nodelay(true), server.set_nodelay(true));
-    let mut cut = link.clone();
+    let (mut cut, mut silence) = (link.clone(), link.clone());
+    let given_up = async {
+        let _ = silence.wait_for(|link| link.silences > born.silences).await;
+        tokio::time::sleep(GIVEN_UP).await;
+    };
     let (client_in, client_out) = client.split();
     let (server_in, server_out) = server.split();
-    tokio::select! {
+    let alone = tokio::select! {
         // An error is the relay's own end.
+        _ = cut.wait_for(|link| link.cuts > born.cuts) => false,
+        () = both(pump(client_in, server_out, &link, born), pump(server_in, client_out, &link, born)) => false,
+        () = given_up => true,
+    };
+    if alone {
+        drop(server);
+        swallow(&mut client, link, born).await;
+    }
+}
+
+/// What the client sends goes nowhere, until it ends the connection or that is cut.
+async fn swallow(client: &mut TcpStream, mut cut: watch::Receiver<Link>, born: Link) {
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
         _ = cut.wait_for(|link| link.cuts > born.cuts) => {}
-        () = both(pump(client_in, server_out, &link, born), pump(server_in, client_out, &link, born)) => {}
+        _ = tokio::io::copy(client, &mut nowhere) => {}
     }
 }
 

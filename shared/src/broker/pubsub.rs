@@ -11,12 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
-use google_cloud_auth::credentials::anonymous;
-use google_cloud_gax::retry_policy::RetryPolicyExt;
-use google_cloud_pubsub::client::{BasePublisher, Subscriber, SubscriptionAdmin, TopicAdmin};
+use google_cloud_pubsub::client::Subscriber;
 use google_cloud_pubsub::model::Subscription;
-use google_cloud_pubsub::retry_policy::RetryableErrors;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -28,12 +24,12 @@ use self::plan::Purpose;
 use self::setup::Wanted;
 use self::streams::Streams;
 use self::watchdog::Watchdog;
-use super::desk::Desk;
+use self::way::Way;
+use super::kept::KeptConsumer;
 use super::{BrokerError, Capabilities, ConsumeOptions, QueueNames, QueueOptions, QueueStatus};
 
 mod address;
 mod admin;
-mod consume;
 mod fault;
 mod keeper;
 mod leases;
@@ -44,9 +40,9 @@ mod publish;
 mod setup;
 mod streams;
 mod watchdog;
+mod way;
 
 pub use self::address::PubSubUrl;
-pub use self::consume::PubSubConsumer;
 pub use self::publish::PubSubPublisher;
 
 /// What Pub/Sub can do.
@@ -79,6 +75,7 @@ pub struct PubSubBroker {
 
 struct Shared {
     url: PubSubUrl,
+    way: Way,
     admin: Admin,
     subscriber: Subscriber,
     publisher: PubSubPublisher,
@@ -90,18 +87,19 @@ impl PubSubBroker {
     /// Makes the clients; the first call shows whether the service can be reached.
     ///
     /// # Errors
-    /// `Refused` without credentials.
+    /// `Refused` without credentials, `Unavailable` when they can't be had for now.
     pub async fn connect(url: &PubSubUrl) -> Result<Self, BrokerError> {
         let mut url = url.clone();
         if url.endpoint.is_none() {
             // The client does not look at it.
             url.endpoint = std::env::var(EMULATOR).ok().filter(|host| !host.is_empty());
         }
-        let clients = Clients::build(url.endpoint.as_deref()).await.map_err(|error| fault::no_credentials(&error))?;
-        let Clients { admin, publisher, subscriber } = clients;
-        let stop = CancellationToken::new();
-        let publisher = PubSubPublisher::new(publisher, url.clone(), stop.clone());
-        Ok(Self { shared: Arc::new(Shared { url, admin, subscriber, publisher, keepers: Mutex::default(), stop }) })
+        let (way, stop) = (Way::find(url.endpoint.as_deref()).await?, CancellationToken::new());
+        let (admin, subscriber) = (way.admin().await?, way.subscriber().await?);
+        let publisher = PubSubPublisher::new(way.clone(), way.publisher().await?, url.clone(), stop.clone());
+        Ok(Self {
+            shared: Arc::new(Shared { url, way, admin, subscriber, publisher, keepers: Mutex::default(), stop }),
+        })
     }
 
     fn place(&self, queue: &str) -> Place {
@@ -197,8 +195,8 @@ impl PubSubBroker {
     ///
     /// # Errors
     /// `UnknownQueue`, or when the service can't be reached.
-    pub async fn consumer(&self, queue: &str, options: ConsumeOptions) -> Result<PubSubConsumer, BrokerError> {
-        let Shared { admin, subscriber, publisher, keepers, stop, .. } = &*self.shared;
+    pub async fn consumer(&self, queue: &str, options: ConsumeOptions) -> Result<KeptConsumer, BrokerError> {
+        let Shared { way, admin, subscriber, publisher, keepers, stop, .. } = &*self.shared;
         let (place, now) = (self.place(queue), Instant::now());
         match admin.find(&place).await {
             Ok(found) => self.warn_of(queue, &found),
@@ -206,25 +204,23 @@ impl PubSubBroker {
             Err(BrokerError::Refused(_)) => {}
             Err(error) => return Err(error),
         }
-        let (settler, settlements) = mpsc::unbounded_channel();
-        let desk = Arc::new(Desk::new(settler));
+        let (consumer, settlements) = KeptConsumer::new();
         let ConsumeOptions { lease, lease_max, mut renew } = options;
         let mut leases = Leases::new(lease, lease_max);
         leases.renew(*renew.borrow_and_update(), now);
-        let closing = CancellationToken::new();
-        let consumer = PubSubConsumer { desk: desk.clone(), closing, given_back: CancellationToken::new() };
         let keeper = Keeper {
             streams: Streams::new(subscriber.clone(), place.subscription.clone(), lease, lease_max),
             place,
             admin: admin.clone(),
             publisher: publisher.clone(),
-            desk,
+            desk: consumer.desk.clone(),
             settlements,
             renew: Some(renew),
             stop: stop.child_token(),
             closing: consumer.closing.clone(),
             given_back: consumer.given_back.clone(),
             leases,
+            way: way.clone(),
             watchdog: Watchdog::new(now),
             calls: FuturesUnordered::new(),
         };
@@ -258,34 +254,5 @@ impl PubSubBroker {
 impl std::fmt::Debug for PubSubBroker {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("a connection to Pub/Sub")
-    }
-}
-
-/// Google's clients, all to the same place.
-struct Clients {
-    admin: Admin,
-    publisher: BasePublisher,
-    subscriber: Subscriber,
-}
-
-impl Clients {
-    /// With the credentials of the environment; without any to an emulator.
-    async fn build(emulator: Option<&str>) -> Result<Self, String> {
-        let (mut topics, mut subscriptions) = (TopicAdmin::builder(), SubscriptionAdmin::builder());
-        let mut publisher = BasePublisher::builder().with_retry_policy(RetryableErrors.with_time_limit(CALL));
-        let mut subscriber = Subscriber::builder();
-        if let Some(host) = emulator {
-            let (endpoint, nobody) = (format!("http://{host}"), anonymous::Builder::new().build());
-            topics = topics.with_endpoint(&endpoint).with_credentials(nobody.clone());
-            subscriptions = subscriptions.with_endpoint(&endpoint).with_credentials(nobody.clone());
-            publisher = publisher.with_endpoint(&endpoint).with_credentials(nobody.clone());
-            subscriber = subscriber.with_endpoint(&endpoint).with_credentials(nobody);
-        }
-        let failed = |error: google_cloud_gax::client_builder::Error| error.to_string();
-        let (topics, subscriptions) =
-            (topics.build().await.map_err(failed)?, subscriptions.build().await.map_err(failed)?);
-        let (publisher, subscriber) =
-            (publisher.build().await.map_err(failed)?, subscriber.build().await.map_err(failed)?);
-        Ok(Self { admin: Admin { topics, subscriptions }, publisher, subscriber })
     }
 }

@@ -10,16 +10,19 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::declare::Queues;
+use self::held::Deliveries;
+use self::keeper::Keeper;
 use self::link::Link;
+use super::kept::KeptConsumer;
 use super::{BrokerError, Capabilities, ConsumeOptions, QueueNames, QueueOptions, QueueStatus};
 
 mod address;
-mod consume;
 mod declare;
 mod fault;
 mod held;
@@ -31,7 +34,6 @@ mod publish;
 mod session;
 
 pub use self::address::{AmqpUrl, QueueType};
-pub use self::consume::RabbitmqConsumer;
 pub use self::publish::RabbitmqPublisher;
 
 /// What RabbitMQ can do.
@@ -147,10 +149,22 @@ impl RabbitmqBroker {
     ///
     /// # Errors
     /// `UnknownQueue`, or when the broker can't be reached.
-    pub async fn consumer(&self, queue: &str, _: ConsumeOptions) -> Result<RabbitmqConsumer, BrokerError> {
+    pub async fn consumer(&self, queue: &str, _: ConsumeOptions) -> Result<KeptConsumer, BrokerError> {
         self.queues().count(queue).await?;
         let Shared { consuming, publisher, keepers, stop, .. } = &*self.shared;
-        let (consumer, keeper) = RabbitmqConsumer::new(consuming.clone(), publisher.clone(), queue, stop.child_token());
+        let (consumer, settlements) = KeptConsumer::new();
+        let keeper = Keeper {
+            link: consuming.clone(),
+            publisher: publisher.clone(),
+            queue: queue.to_owned(),
+            desk: consumer.desk.clone(),
+            settlements,
+            stop: stop.child_token(),
+            closing: consumer.closing.clone(),
+            given_back: consumer.given_back.clone(),
+            deliveries: Deliveries::default(),
+            copies: FuturesUnordered::new(),
+        };
         let mut keepers = keepers.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have ended leave nothing behind.
         while keepers.try_join_next().is_some() {}

@@ -55,8 +55,8 @@ impl Fault {
         Self::Crash,
     ];
     /// Those of workers on the Pub/Sub emulator, with replies in a bucket. It keeps nothing: who ends it loses all.
-    /// Not `HalfOpen`: Google's client notices a connection that swallows everything only when the kernel does.
-    pub const PUBSUB: &[Self] = &[Self::Kill, Self::Freeze, Self::Cut, Self::Slow, Self::Pause, Self::NoBucket];
+    pub const PUBSUB: &[Self] =
+        &[Self::Kill, Self::Freeze, Self::Cut, Self::HalfOpen, Self::Slow, Self::Pause, Self::NoBucket];
 
     /// Whether it meets every worker.
     pub fn is_everywhere(self) -> bool {

@@ -65,6 +65,11 @@ pub(super) fn no_credentials(why: &str) -> BrokerError {
     BrokerError::Refused(format!("no credentials for Pub/Sub: {why}; {HOW_TO_LOG_IN}"))
 }
 
+/// There may be credentials, but they can't be had for now.
+pub(super) fn credentials_out_of_reach(why: &str) -> BrokerError {
+    BrokerError::Unavailable(format!("credentials for Pub/Sub: {why}; {HOW_TO_LOG_IN}"))
+}
+
 /// What the service answered, if it did.
 pub(super) fn code(error: &Error) -> Option<Code> {
     if let Some(status) = error.status() {

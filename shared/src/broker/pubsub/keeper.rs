@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use google_cloud_gax::error::rpc::Code;
 use google_cloud_pubsub::Error;
+use google_cloud_pubsub::client::Subscriber;
 use google_cloud_pubsub::error::AckError;
 use google_cloud_pubsub::model::Message as PubSubMessage;
 use google_cloud_pubsub::subscriber::handler::Handler;
@@ -31,11 +32,17 @@ use super::place::Place;
 use super::publish::PubSubPublisher;
 use super::streams::{Change, Event, Streams};
 use super::watchdog::Watchdog;
+use super::way::Way;
 
 /// Settlements that are taken up together.
 const BATCH: usize = 512;
 /// What was decided before the end is settled within so long; what was not comes again.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Whether a subscription is there is told within so long.
+const LOOK: Duration = Duration::from_secs(5);
+/// A confirmed ack is answered within so long, the client's own tries included, or the delivery comes again.
+const ACK: Duration = Duration::from_secs(30);
 
 /// Who waits for a settlement.
 type Done = Option<oneshot::Sender<Result<(), BrokerError>>>;
@@ -57,6 +64,7 @@ pub(super) struct Keeper {
     pub(super) given_back: CancellationToken,
     pub(super) leases: Leases<Handler>,
     pub(super) streams: Streams,
+    pub(super) way: Way,
     pub(super) watchdog: Watchdog,
     pub(super) calls: FuturesUnordered<BoxFuture<'static, Called>>,
 }
@@ -67,6 +75,8 @@ pub(super) enum Called {
     Settled,
     /// Whether the subscription is there.
     Looked(Result<(), BrokerError>),
+    /// A connection beside the one that has brought nothing for long.
+    Connected(Subscriber),
 }
 
 impl Keeper {
@@ -215,22 +225,31 @@ impl Keeper {
         if self.watchdog.ask_at().is_some_and(|at| at <= now) {
             self.watchdog.ask();
             let (admin, place) = (self.admin.clone(), self.place.clone());
-            self.calls.push(async move { Called::Looked(admin.look_for(&place).await) }.boxed());
+            let looked = async move { timeout(LOOK, admin.look_for(&place)).await.unwrap_or_else(|_| Err(silent())) };
+            self.calls.push(looked.map(Called::Looked).boxed());
         }
     }
 
     fn take_up(&mut self, called: Called) {
-        let Called::Looked(looked) = called else { return };
-        match looked {
-            Err(error @ BrokerError::UnknownQueue(_)) => self.fail(error),
-            Err(error) if error.is_transient() => {
+        match called {
+            Called::Settled => {}
+            Called::Looked(Err(error @ BrokerError::UnknownQueue(_))) => self.fail(error),
+            Called::Looked(Err(error)) if error.is_transient() => {
                 self.watchdog.answer(false, Instant::now());
                 self.desk.tell(error);
             }
             // Who may not look may still be allowed to take.
-            Ok(()) | Err(_) => {
+            Called::Looked(_) => {
+                if self.watchdog.answer(true, Instant::now()) && !self.streams.is_closed() {
+                    let way = self.way.clone();
+                    self.calls
+                        .push(async move { way.subscriber().await.map_or(Called::Settled, Called::Connected) }.boxed());
+                }
+            }
+            Called::Connected(client) => {
+                self.streams.connect(client);
                 let limit = self.streams.limit();
-                if self.watchdog.answer(true, Instant::now()) && limit > 0 {
+                if limit > 0 {
                     self.close_streams();
                     self.streams.open(limit);
                 }
@@ -269,7 +288,8 @@ impl Keeper {
             return tell(done, Ok(()));
         }
         let settled = async move {
-            tell(done, acked(handler).await);
+            // Over a connection that is dead there is no answer, and the job would take up room for ever.
+            tell(done, timeout(ACK, acked(handler)).await.unwrap_or_else(|_| Err(silent())));
             Called::Settled
         };
         self.calls.push(settled.boxed());
@@ -286,7 +306,7 @@ impl Keeper {
                 let buried = async {
                     // Where this fails the handler is dropped, and the delivery comes again.
                     publisher.publish(&QueueNames::new(queue.as_str()).dead(), vec![letter]).await?;
-                    acked(handler).await
+                    timeout(ACK, acked(handler)).await.unwrap_or_else(|_| Err(silent()))
                 };
                 tell(done, buried.await);
                 Called::Settled
@@ -294,6 +314,10 @@ impl Keeper {
             .boxed(),
         );
     }
+}
+
+fn silent() -> BrokerError {
+    BrokerError::Unavailable("no answer".to_owned())
 }
 
 /// Acks. Only an exactly-once subscription answers; elsewhere the ack is sent within a tenth of a second, and that a lease was

@@ -23,6 +23,7 @@ use super::address::PubSubUrl;
 use super::fault::{self, Action};
 use super::message::encode;
 use super::place::Place;
+use super::way::Way;
 
 /// Messages of one call that may be unconfirmed.
 const WINDOW: usize = 1000;
@@ -38,24 +39,50 @@ pub struct PubSubPublisher {
 }
 
 struct Shared {
-    base: BasePublisher,
+    way: Way,
+    connection: Mutex<Arc<Connection>>,
     url: PubSubUrl,
-    /// One a topic: a handful, since all routes share one.
-    topics: Mutex<HashMap<String, TopicPublisher>>,
     in_flight: Semaphore,
     closed: CancellationToken,
 }
 
-impl PubSubPublisher {
-    pub(super) fn new(base: BasePublisher, url: PubSubUrl, closed: CancellationToken) -> Self {
-        let (topics, in_flight) = (Mutex::default(), Semaphore::new(IN_FLIGHT_BYTES as usize));
-        Self { shared: Arc::new(Shared { base, url, topics, in_flight, closed }) }
+/// What goes over one connection.
+struct Connection {
+    base: BasePublisher,
+    /// One a topic: a handful, since all routes share one.
+    topics: Mutex<HashMap<String, TopicPublisher>>,
+}
+
+impl Connection {
+    fn new(base: BasePublisher) -> Arc<Self> {
+        Arc::new(Self { base, topics: Mutex::default() })
     }
 
     fn topic(&self, topic: &str) -> TopicPublisher {
-        let mut topics = self.shared.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || self.shared.base.publisher(topic).set_delay_threshold(LINGER).build();
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || self.base.publisher(topic).set_delay_threshold(LINGER).build();
         topics.entry(topic.to_owned()).or_insert_with(make).clone()
+    }
+}
+
+impl PubSubPublisher {
+    pub(super) fn new(way: Way, base: BasePublisher, url: PubSubUrl, closed: CancellationToken) -> Self {
+        let in_flight = Semaphore::new(IN_FLIGHT_BYTES as usize);
+        Self { shared: Arc::new(Shared { way, connection: Mutex::new(Connection::new(base)), url, in_flight, closed }) }
+    }
+
+    fn connection(&self) -> Arc<Connection> {
+        self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another connection in the place of one that has failed: it may be open and dead, which the client does not
+    /// notice.
+    async fn replace(&self, failed: &Arc<Connection>) {
+        let Ok(base) = self.shared.way.publisher().await else { return };
+        let mut connection = self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&connection, failed) {
+            *connection = Connection::new(base);
+        }
     }
 
     async fn send(&self, topic: &TopicPublisher, place: &Place, message: PubSubMessage) -> Result<(), BrokerError> {
@@ -85,9 +112,14 @@ impl Publisher for PubSubPublisher {
         if messages.is_empty() {
             return Ok(());
         }
-        let topic = self.topic(&place.topic);
+        let connection = self.connection();
+        let topic = connection.topic(&place.topic);
         let sent = stream::iter(messages).map(|message| self.send(&topic, &place, message));
-        sent.buffer_unordered(WINDOW).try_collect().await
+        let sent = sent.buffer_unordered(WINDOW).try_collect().await;
+        if let Err(BrokerError::Unavailable(_)) = &sent {
+            self.replace(&connection).await;
+        }
+        sent
     }
 }
 

@@ -123,6 +123,11 @@ impl Streams {
         self.open.push(events(stream));
     }
 
+    /// What is opened from now on goes over this client's connection.
+    pub(super) fn connect(&mut self, client: Subscriber) {
+        self.client = client;
+    }
+
     /// The next event. Messages that are here already are not read while there is no room for them.
     pub(super) async fn next(&mut self, room: bool) -> Event {
         loop {

@@ -1,8 +1,9 @@
-//! When a consumer that hears nothing asks whether its subscription is there, and when its streams are opened anew.
+//! When a consumer that hears nothing asks whether its subscription is there, and connects anew.
 //!
 //! In: what was heard, asked and answered, with the instant. Out: when to ask, and what to do with the answer. The client
-//! reconnects by itself, but waits up to a minute between its tries, says nothing meanwhile, and does not notice a stream
-//! that is open and dead. Pure.
+//! reconnects by itself, but waits up to a minute between its tries, says nothing meanwhile, and does not notice a
+//! connection that is open and dead. Silence alone can't tell that from an empty subscription. So whoever hears nothing
+//! connects anew, soon at first, then less and less often. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +14,18 @@ const QUIET: Duration = Duration::from_secs(10);
 const QUIET_MAX: Duration = Duration::from_secs(60);
 /// Between two questions while there is no answer.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Streams that have brought nothing for so long are opened anew even though all seems well. What is on its way just then
-/// comes late, so it is not done often.
-const STALE: Duration = Duration::from_secs(300);
+/// A connection that has brought nothing for so long is replaced even though all seems well; then twice as long, and so on.
+/// What is on its way just then comes late.
+const STALE: Duration = Duration::from_secs(10);
+/// The longest between two connections.
+const STALE_MAX: Duration = Duration::from_secs(320);
 
 /// What is known of the other side.
 #[derive(Debug)]
 pub(super) struct Watchdog {
-    heard: Instant,
+    /// When something was heard, or the connection made.
+    since: Instant,
+    stale: Duration,
     quiet: Duration,
     ask_at: Option<Instant>,
     /// The last question had no answer.
@@ -30,7 +35,7 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Nothing is known yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { heard: now, quiet: QUIET, ask_at: None, down: false }
+        Self { since: now, stale: STALE, quiet: QUIET, ask_at: None, down: false }
     }
 
     /// A message came.
@@ -55,12 +60,14 @@ impl Watchdog {
         self.quiet = (self.quiet * 2).min(QUIET_MAX);
     }
 
-    /// There was an answer, or none. Returns whether the streams are to be opened anew.
+    /// There was an answer, or none. Returns whether to connect anew.
     pub(super) fn answer(&mut self, reached: bool, now: Instant) -> bool {
-        let anew = reached && (self.down || now.duration_since(self.heard) >= STALE);
+        let stale = now.duration_since(self.since) >= self.stale;
+        let anew = reached && (self.down || stale);
         self.down = !reached;
         if anew {
-            self.heard = now;
+            self.since = now;
+            self.stale = (self.stale * 2).min(STALE_MAX);
         }
         self.wait(now);
         anew
@@ -79,7 +86,7 @@ mod tests {
         let mut watchdog = Watchdog::new(start);
         assert_eq!(watchdog.ask_at(), None);
         let (mut now, mut gaps, mut anew) = (start, Vec::new(), Vec::new());
-        for _ in 0..8 {
+        for _ in 0..20 {
             watchdog.wait(now);
             let at = watchdog.ask_at().expect("somebody waits");
             gaps.push((at - now).as_secs());
@@ -89,14 +96,15 @@ mod tests {
                 anew.push((now - start).as_secs());
             }
         }
-        assert_eq!((gaps, anew), (vec![10, 20, 40, 60, 60, 60, 60, 60], vec![310]));
+        assert_eq!((&gaps[..4], gaps[19]), (&[10, 20, 40, 60][..], 60));
+        assert_eq!(anew, vec![10, 30, 70, 190, 370, 730, 1090]);
         watchdog.hear(now);
         watchdog.wait(now + SECOND);
         assert_eq!(watchdog.ask_at(), Some(now + 11 * SECOND));
     }
 
     #[test]
-    fn streams_are_opened_anew_as_soon_as_there_is_an_answer_again() {
+    fn who_could_not_be_reached_is_connected_to_anew_at_the_first_answer() {
         let mut now = Instant::now();
         let mut watchdog = Watchdog::new(now);
         for _ in 0..5 {
