@@ -10,6 +10,7 @@ use inferq_shared::broker::{
 };
 use inferq_shared::job::attribute;
 use inferq_tests::brokers::{Bench, Kind, PATIENCE, many, message, one, text, unrenewed, up_to};
+use inferq_tests::process::command;
 use inferq_tests::pubsub::{Emulator, project};
 use tokio::time::timeout;
 
@@ -58,6 +59,26 @@ async fn setup_again_changes_nothing_and_shows_what_differs() {
     // Unset, it stays as it is.
     set_up(&bench.url).await.unwrap();
     set_up(&flagged(&bench.url, Some(true), false)).await.unwrap();
+}
+
+#[tokio::test]
+async fn setup_shows_a_difference_and_update_removes_it_from_the_command_line() {
+    let Some(emulator) = Emulator::shared() else { return };
+    let queue = emulator.url(&project());
+    let setup = |flags: &[&str]| {
+        let ran = command("inferq").args(["setup", "--queue", &queue]).args(flags).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    assert_eq!(setup(&[]).0, Some(0));
+    let (code, said) = setup(&["--exactly-once"]);
+    assert_eq!(code, Some(64));
+    let difference = "  - enable_exactly_once_delivery: false\n  + enable_exactly_once_delivery: true\n";
+    assert_eq!(said.matches(difference).count(), 2, "{said}");
+    assert!(said.contains("setup --update"), "{said}");
+    for flags in [&["--exactly-once", "--update"][..], &["--exactly-once"], &[]] {
+        let (code, said) = setup(flags);
+        assert_eq!(code, Some(0), "{flags:?}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -64,6 +64,15 @@ async fn foreign(url: &str) -> (Connection, Channel) {
     (connection, channel)
 }
 
+/// A virtual host of its own with our queues: their address, our connection, and a foreign client's.
+async fn set_up(server: &RabbitmqServer) -> (BrokerUrl, Broker, (Connection, Channel)) {
+    let address = server.url(&server.virtual_host());
+    let url: BrokerUrl = address.parse().unwrap();
+    let broker = Broker::connect(&url).await.unwrap();
+    broker.setup(&url.queues).await.unwrap();
+    (url, broker, foreign(&address).await)
+}
+
 async fn send(channel: &Channel, queue: &str, properties: BasicProperties) {
     let sent = channel.basic_publish("".into(), queue.into(), BasicPublishOptions::default(), b"a job", properties);
     assert!(sent.await.unwrap().await.unwrap().is_ack());
@@ -201,11 +210,7 @@ async fn headers_of_foreign_clients_are_rendered_or_left_out() {
 #[tokio::test]
 async fn what_the_broker_sets_aside_says_why() {
     let Some(server) = RabbitmqServer::shared() else { return };
-    let address = server.url(&server.virtual_host());
-    let url: BrokerUrl = address.parse().unwrap();
-    let broker = Broker::connect(&url).await.unwrap();
-    broker.setup(&url.queues).await.unwrap();
-    let (_connection, channel) = foreign(&address).await;
+    let (url, broker, (_connection, channel)) = set_up(server).await;
     send(&channel, &url.queues.jobs, BasicProperties::default()).await;
     let got = channel.basic_get("jobs".into(), BasicGetOptions::default()).await.unwrap().unwrap();
     got.delivery.reject(BasicRejectOptions { requeue: false }).await.unwrap();
@@ -221,11 +226,7 @@ async fn what_the_broker_sets_aside_says_why() {
 #[tokio::test]
 async fn what_expires_in_its_queue_is_kept_and_says_why() {
     let Some(server) = RabbitmqServer::shared() else { return };
-    let address = server.url(&server.virtual_host());
-    let url: BrokerUrl = address.parse().unwrap();
-    let broker = Broker::connect(&url).await.unwrap();
-    broker.setup(&url.queues).await.unwrap();
-    let (_connection, channel) = foreign(&address).await;
+    let (url, broker, (_connection, channel)) = set_up(server).await;
     send(&channel, &url.queues.jobs, BasicProperties::default().with_expiration("1".into())).await;
     let mut dead = broker.consumer(&url.queues.dead(), ConsumeOptions::new()).await.unwrap();
     let letter = one(&mut dead).await.unwrap();
@@ -268,11 +269,7 @@ async fn a_queue_made_by_others_is_served_as_it_is() {
 #[tokio::test]
 async fn a_direct_reply_reaches_the_client_that_waits_and_is_no_error() {
     let Some(server) = RabbitmqServer::shared() else { return };
-    let address = server.url(&server.virtual_host());
-    let (_connection, channel) = foreign(&address).await;
-    let url: BrokerUrl = address.parse().unwrap();
-    let broker = Broker::connect(&url).await.unwrap();
-    broker.setup(&url.queues).await.unwrap();
+    let (url, broker, (_connection, channel)) = set_up(server).await;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let waiting = channel.basic_consume(DIRECT_REPLY.into(), "".into(), options, FieldTable::default());
     let mut replies = waiting.await.unwrap();

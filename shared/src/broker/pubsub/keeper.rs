@@ -38,7 +38,6 @@ use super::way::Way;
 const BATCH: usize = 512;
 /// What was decided before the end is settled within so long; what was not comes again.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
 /// Whether a subscription is there is told within so long.
 const LOOK: Duration = Duration::from_secs(5);
 /// A confirmed ack is answered within so long, the client's own tries included, or the delivery comes again.
@@ -241,9 +240,7 @@ impl Keeper {
             // Who may not look may still be allowed to take.
             Called::Looked(_) => {
                 if self.watchdog.answer(true, Instant::now()) && !self.streams.is_closed() {
-                    let way = self.way.clone();
-                    self.calls
-                        .push(async move { way.subscriber().await.map_or(Called::Settled, Called::Connected) }.boxed());
+                    self.calls.push(connected(self.way.clone(), self.publisher.clone()).boxed());
                 }
             }
             Called::Connected(client) => {
@@ -314,6 +311,12 @@ impl Keeper {
             .boxed(),
         );
     }
+}
+
+/// Connects anew, publishing as well: what has silenced one connection has most likely silenced the other.
+async fn connected(way: Way, publisher: PubSubPublisher) -> Called {
+    publisher.connect().await;
+    way.subscriber().await.map_or(Called::Settled, Called::Connected)
 }
 
 fn silent() -> BrokerError {

@@ -75,13 +75,11 @@ impl PubSubPublisher {
         self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another connection in the place of one that has failed: it may be open and dead, which the client does not
+    /// Publishes over another connection from now on: the one so far may be open and dead, which the client does not
     /// notice.
-    async fn replace(&self, failed: &Arc<Connection>) {
-        let Ok(base) = self.shared.way.publisher().await else { return };
-        let mut connection = self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&connection, failed) {
-            *connection = Connection::new(base);
+    pub(super) async fn connect(&self) {
+        if let Ok(base) = self.shared.way.publisher().await {
+            *self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner) = Connection::new(base);
         }
     }
 
@@ -117,7 +115,7 @@ impl Publisher for PubSubPublisher {
         let sent = stream::iter(messages).map(|message| self.send(&topic, &place, message));
         let sent = sent.buffer_unordered(WINDOW).try_collect().await;
         if let Err(BrokerError::Unavailable(_)) = &sent {
-            self.replace(&connection).await;
+            self.connect().await;
         }
         sent
     }

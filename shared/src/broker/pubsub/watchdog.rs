@@ -3,7 +3,8 @@
 //! In: what was heard, asked and answered, with the instant. Out: when to ask, and what to do with the answer. The client
 //! reconnects by itself, but waits up to a minute between its tries, says nothing meanwhile, and does not notice a
 //! connection that is open and dead. Silence alone can't tell that from an empty subscription. So whoever hears nothing
-//! connects anew, soon at first, then less and less often. Pure.
+//! connects anew, after what is a long silence for this subscription: 10 s for a busy one, more for one where such silences
+//! have been seen to mean nothing. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 const STALE: Duration = Duration::from_secs(10);
 /// The longest between two connections.
 const STALE_MAX: Duration = Duration::from_secs(320);
+/// With each message that comes soon after another the time gets shorter again, by this part of it.
+const SHORTER_BY: u32 = 64;
 
 /// What is known of the other side.
 #[derive(Debug)]
 pub(super) struct Watchdog {
+    heard: Instant,
     /// When something was heard, or the connection made.
     since: Instant,
     stale: Duration,
@@ -35,12 +39,14 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Nothing is known yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, stale: STALE, quiet: QUIET, ask_at: None, down: false }
+        Self { heard: now, since: now, stale: STALE, quiet: QUIET, ask_at: None, down: false }
     }
 
     /// A message came.
     pub(super) fn hear(&mut self, now: Instant) {
-        *self = Self::new(now);
+        let soon = now.duration_since(self.heard) < STALE;
+        let stale = if soon { (self.stale - self.stale / SHORTER_BY).max(STALE) } else { self.stale };
+        *self = Self { stale, ..Self::new(now) };
     }
 
     /// Somebody waits for a message.
@@ -101,6 +107,29 @@ mod tests {
         watchdog.hear(now);
         watchdog.wait(now + SECOND);
         assert_eq!(watchdog.ask_at(), Some(now + 11 * SECOND));
+    }
+
+    #[test]
+    fn where_silences_mean_nothing_the_connection_is_kept() {
+        let mut now = Instant::now();
+        let mut watchdog = Watchdog::new(now);
+        let mut connections = |watchdog: &mut Watchdog, gap: u64, messages: usize| {
+            let mut anew = 0;
+            for _ in 0..messages {
+                for _ in 0..gap {
+                    now += SECOND;
+                    anew += usize::from(watchdog.answer(true, now));
+                }
+                watchdog.hear(now);
+            }
+            anew
+        };
+        // A message every 15 s: the first silences are taken for a dead connection.
+        assert_eq!(connections(&mut watchdog, 15, 100), 1);
+        assert_eq!(connections(&mut watchdog, 50, 100), 2);
+        // Once they come close together, 10 s are long again.
+        assert_eq!(connections(&mut watchdog, 1, 200), 0);
+        assert_eq!(connections(&mut watchdog, 11, 1), 1);
     }
 
     #[test]

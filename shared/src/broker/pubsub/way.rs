@@ -73,10 +73,15 @@ async fn found() -> Result<AccessTokenCredentials, BrokerError> {
     let credentials = credentials.map_err(|error| fault::no_credentials(&error.to_string()))?;
     match timeout(CALL, credentials.access_token()).await {
         Ok(Ok(_)) => Ok(credentials),
-        Ok(Err(error)) if !error.is_transient() => Err(fault::no_credentials(&error.to_string())),
-        Ok(Err(error)) => Err(fault::credentials_out_of_reach(&error.to_string())),
+        Ok(Err(error)) if !error.is_transient() => Err(fault::no_credentials(&root_of(&error))),
+        Ok(Err(error)) => Err(fault::credentials_out_of_reach(&root_of(&error))),
         Err(_) => Err(fault::credentials_out_of_reach(&format!("no answer within {} s", CALL.as_secs()))),
     }
+}
+
+/// The end of an error's chain: what comes before it says nothing that helps.
+fn root_of(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
 }
 
 fn failed(error: &Error) -> BrokerError {
