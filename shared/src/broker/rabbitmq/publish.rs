@@ -130,7 +130,10 @@ async fn publish_one(
 ) -> lapin::Result<Confirmation> {
     let Outgoing { body, properties } = message;
     let options = BasicPublishOptions { mandatory: !key.as_str().starts_with(DIRECT_REPLY), immediate: false };
-    channel.basic_publish("".into(), key.clone(), options, &body, properties).await?.await
+    let confirm = channel.basic_publish("".into(), key.clone(), options, &body, properties).await?;
+    // lapin has had a copy of its own.
+    drop(body);
+    confirm.await
 }
 
 /// The messages of one call.
