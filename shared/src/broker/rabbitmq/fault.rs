@@ -56,6 +56,11 @@ pub(super) fn for_now(error: &lapin::Error) -> BrokerError {
     BrokerError::Unavailable(text)
 }
 
+/// The other end took the connection and threw it away.
+pub(super) fn is_reset(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == io::ErrorKind::ConnectionReset)
+}
+
 /// The error of dialling `host`.
 pub(super) fn of_dialling(host: &str, error: &lapin::Error) -> BrokerError {
     match error.kind() {

@@ -25,6 +25,8 @@ use crate::telemetry;
 
 /// A host that does not answer within so long is out of reach.
 const DIAL: Duration = Duration::from_secs(10);
+/// So many resets in a row are dialled again at once.
+const RESETS: u32 = 4;
 /// A connection that does not close within so long is dropped.
 const FAREWELL: Duration = Duration::from_secs(3);
 /// So many refusals in a row after a connection that stood are believed: a server that starts may refuse a few.
@@ -262,7 +264,7 @@ impl Dialer {
         let mut failed = BrokerError::Unavailable("no host".to_owned());
         for uri in &self.uris {
             let host = format!("{}:{}", uri.authority.host, uri.authority.port);
-            match timeout(DIAL, self.dial_one(uri.clone())).await {
+            match timeout(DIAL, self.dial_one(uri)).await {
                 Ok(Ok(connection)) => return Ok(Arc::new(Up::new(connection))),
                 Ok(Err(error)) => failed = fault::of_dialling(&host, &error),
                 Err(_) => failed = BrokerError::Unavailable(format!("{host}: no answer within {DIAL:?}")),
@@ -271,7 +273,19 @@ impl Dialer {
         Err(failed)
     }
 
-    async fn dial_one(&self, uri: AMQPUri) -> lapin::Result<Connection> {
+    /// A server that speaks TLS answers plain AMQP with an alert, and resets the connection: which of the two is seen is a
+    /// matter of luck, so a reset is dialled again at once, a few times.
+    async fn dial_one(&self, uri: &AMQPUri) -> lapin::Result<Connection> {
+        let mut resets = 0;
+        loop {
+            match self.connect(uri.clone()).await {
+                Err(error) if fault::is_reset(&error) && resets < RESETS => resets += 1,
+                dialled => return dialled,
+            }
+        }
+    }
+
+    async fn connect(&self, uri: AMQPUri) -> lapin::Result<Connection> {
         let name = format!("inferq {} (process {})", self.purpose, std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = OwnedTLSConfig { identity: None, cert_chain: self.tls.clone() };
