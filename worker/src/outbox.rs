@@ -265,7 +265,7 @@ impl Landing {
 impl<P: Publisher> Flight<P> {
     async fn fly(mut self, answered: Vec<Answered>) -> Landed {
         if crate::mutant::active("ack_before_confirm") {
-            let messages = answered.iter().map(message).collect();
+            let (answered, messages) = encode(answered);
             settle(answered, Landing::Confirmed, &self.route).await;
             let _ = self.publisher.publish(&self.route, messages).await;
             return Landed::Route(self.route);

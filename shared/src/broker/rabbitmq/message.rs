@@ -4,14 +4,12 @@
 //! where it has a plain value and left out where it has none; nothing that a client sends makes this fail.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, LongString, MAX_SHORT_STRING_LENGTH, ShortString};
 
 use super::super::{Attributes, BrokerError, Message};
 use super::declare::is_delay;
 use crate::job::attribute;
 
-/// Of a short string.
-const SHORT_BYTES_MAX: usize = 255;
 /// Written to disk before it is confirmed.
 const PERSISTENT: u8 = 2;
 /// AMQP puts all headers into one frame, of which the broker allows 128 KiB.
@@ -36,11 +34,11 @@ fn is_the_brokers(name: &str) -> bool {
 /// `Refused` when it has more than 255 bytes.
 pub(super) fn short(text: impl Into<String>) -> Result<ShortString, BrokerError> {
     let text = text.into();
-    if text.len() > SHORT_BYTES_MAX {
-        let bytes = text.len();
-        return Err(BrokerError::Refused(format!("{text:.40}… has {bytes} bytes: AMQP allows {SHORT_BYTES_MAX}")));
+    if text.len() > MAX_SHORT_STRING_LENGTH {
+        let (bytes, max) = (text.len(), MAX_SHORT_STRING_LENGTH);
+        return Err(BrokerError::Refused(format!("{text:.40}… has {bytes} bytes: AMQP allows {max}")));
     }
-    ShortString::try_new(text).map_err(|error| BrokerError::Refused(error.to_string()))
+    Ok(ShortString::from(text))
 }
 
 /// The properties that carry these attributes; `now` stands in where they don't say when it was published.
