@@ -285,8 +285,7 @@ impl Keeper {
             return tell(done, Ok(()));
         }
         let settled = async move {
-            // Over a connection that is dead there is no answer, and the job would take up room for ever.
-            tell(done, timeout(ACK, acked(handler)).await.unwrap_or_else(|_| Err(silent())));
+            tell(done, acked(handler).await);
             Called::Settled
         };
         self.calls.push(settled.boxed());
@@ -303,7 +302,7 @@ impl Keeper {
                 let buried = async {
                     // Where this fails the handler is dropped, and the delivery comes again.
                     publisher.publish(&QueueNames::new(queue.as_str()).dead(), vec![letter]).await?;
-                    timeout(ACK, acked(handler)).await.unwrap_or_else(|_| Err(silent()))
+                    acked(handler).await
                 };
                 tell(done, buried.await);
                 Called::Settled
@@ -327,7 +326,11 @@ fn silent() -> BrokerError {
 /// over is not told.
 async fn acked(handler: Handler) -> Result<(), BrokerError> {
     match handler {
-        Handler::ExactlyOnce(handler) => handler.confirmed_ack().await.map_err(|error| of_ack(&error)),
+        Handler::ExactlyOnce(handler) => match timeout(ACK, handler.confirmed_ack()).await {
+            Ok(acked) => acked.map_err(|error| of_ack(&error)),
+            // Over a connection that is dead there is no answer, and the job would take up room for ever.
+            Err(_) => Err(silent()),
+        },
         handler => {
             handler.ack();
             Ok(())
