@@ -53,7 +53,7 @@ pub(super) fn wanted(place: &Place, purpose: &Purpose) -> Subscription {
         .set_topic(&place.topic)
         .set_ack_deadline_seconds(ACK_DEADLINE_S)
         .set_filter(place.share.filter())
-        // With a policy the emulator delivers a message three times, and no more.
+        // The emulator stops delivering messages that wait out short backoffs at the same time.
         .set_or_clear_retry_policy((!purpose.emulated).then_some(backoff))
         // Without a policy it would go after 31 days without a consumer; one that says nothing keeps it for ever.
         .set_expiration_policy(expiration)
