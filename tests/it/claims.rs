@@ -257,6 +257,8 @@ async fn a_source_that_changes_in_the_middle_is_noticed() {
     let worker = bench.worker(&["--shard-items", "20", "--echo-batch-ms", "30", "--replicas", "1"]);
     bench.queue.publish([bench.large("changing", "a.jsonl")]).await;
     worker.until_logged(story::SPLIT);
+    // The job itself, and a shard that has read what was there first.
+    worker.until_logged(story::SETTLED);
     worker.until_logged(story::SETTLED);
     bench.write("a.jsonl", text(ITEMS).replace("text", "other"));
     let reply = bench.reply().await;
