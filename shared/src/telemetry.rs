@@ -63,6 +63,8 @@ pub mod metric {
     pub const STATE: &str = "inferq_state";
     /// Changes of the model's revision while the worker ran, by `result`: switched, refused.
     pub const MODEL_SWAPS: &str = "inferq_model_swaps_total";
+    /// Devices that were lost in use.
+    pub const DEVICE_FAILURES: &str = "inferq_device_failures_total";
     /// Seconds that each start-up phase took, by `phase`.
     pub const STARTUP_SECONDS: &str = "inferq_startup_seconds";
     /// Jobs without spans because more came than are traced.
@@ -152,6 +154,7 @@ fn describe() {
     describe_counter!(metric::BUCKET_FAILURES, "Calls to buckets that failed, by call");
     describe_counter!(metric::OBJECTS, "Objects of results, by result: put, or there already");
     describe_counter!(metric::MODEL_SWAPS, "Changes of the model's revision while the worker ran, by result");
+    describe_counter!(metric::DEVICE_FAILURES, "Devices that were lost in use");
     describe_counter!(metric::TRACES_LEFT_OUT, "Jobs without spans because more came than are traced");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
     describe_gauge!(metric::STATE, "1 for the state that the worker is in");
@@ -215,6 +218,11 @@ pub fn state(name: &'static str, entered: bool) {
 /// Another revision of the model came, and was taken or refused.
 pub fn model_swap(result: &'static str) {
     counter!(metric::MODEL_SWAPS, "result" => result).increment(1);
+}
+
+/// Counts a device that was lost in use.
+pub fn device_failed() {
+    counter!(metric::DEVICE_FAILURES).increment(1);
 }
 
 /// A start-up phase took so long.

@@ -58,7 +58,7 @@ fn the_table_of_capabilities_is_true() {
 fn the_table_of_the_workers_flags_is_true() {
     let command = inferq_worker::config::Cli::command();
     let mut table = "| flag | variable | default | what |\n|---|---|---|---|\n".to_owned();
-    for flag in command.get_arguments() {
+    for flag in command.get_arguments().filter(|flag| !flag.is_hide_set()) {
         let Some(variable) = flag.get_env() else { continue };
         let help = flag.get_help().map(ToString::to_string).unwrap_or_default().replace('|', "\\|");
         let default: Vec<_> = flag.get_default_values().iter().map(|value| value.to_string_lossy()).collect();

@@ -28,6 +28,7 @@ mod pubsub;
 mod pubsub_emulator;
 mod rabbitmq;
 mod rabbitmq_server;
+mod sick_devices;
 mod tidy;
 mod traces;
 mod versions;

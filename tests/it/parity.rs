@@ -11,7 +11,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use inferq_shared::job::Input;
-use inferq_worker::engine::burn::{DeviceChoice, Kernels, LoadOptions, load};
+use inferq_worker::engine::burn::{Kernels, LoadOptions, load};
 use inferq_worker::engine::{Answer, Engine, Loaded, Tokens};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -60,12 +60,10 @@ pub(crate) fn model_directory() -> PathBuf {
 fn loaded(kernels: Kernels, replicas: usize, threads: usize) -> Loaded {
     let number = |n| NonZeroUsize::new(n).unwrap();
     let options = LoadOptions {
-        directory: model_directory(),
-        name: None,
-        device: DeviceChoice::Cpu,
-        replicas: number(replicas),
+        replicas: Some(number(replicas)),
         threads: number(threads),
         kernels,
+        ..LoadOptions::new(model_directory())
     };
     load(&options).unwrap()
 }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::draft::{Draft, bucket_bounds};
+use self::draft::Draft;
 use crate::engine::Tokens;
 
 /// The caller's number of a job.
@@ -28,6 +28,17 @@ pub struct BatchLimits {
     pub items_max: usize,
     /// How long an item waits for company.
     pub linger: Duration,
+    /// What the rows of a batch are padded to.
+    pub padding: Padding,
+}
+
+/// What the rows of a batch are padded to, and how much padding pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// The longest of them, as on a CPU.
+    Longest,
+    /// The next of [`RUNGS`](crate::engine::RUNGS), as on a device that has few shapes.
+    Rungs,
 }
 
 /// One item of a job.
@@ -62,6 +73,7 @@ impl Row {
 pub struct Batch {
     rows: Vec<Row>,
     leader: JobKey,
+    padding: Padding,
 }
 
 impl Batch {
@@ -80,9 +92,9 @@ impl Batch {
         self.leader
     }
 
-    /// The length that every row is padded to: that of the longest.
+    /// The length that every row is padded to.
     pub fn padded_length(&self) -> usize {
-        self.rows[0].length()
+        self.padding.length(self.rows[0].length())
     }
 
     /// What the engine computes: rows × padded length.
@@ -101,8 +113,8 @@ impl Batch {
             return (self, None);
         }
         let shorter = self.rows.split_off(self.rows.len().div_ceil(2));
-        let leader = self.leader;
-        (self, Some(Self { rows: shorter, leader }))
+        let (leader, padding) = (self.leader, self.padding);
+        (self, Some(Self { rows: shorter, leader, padding }))
     }
 }
 
@@ -156,7 +168,7 @@ pub struct Batcher {
 impl Batcher {
     /// An empty batcher.
     pub fn new(limits: BatchLimits) -> Self {
-        let bounds = bucket_bounds();
+        let bounds = limits.padding.bucket_bounds();
         Self {
             limits,
             counts: vec![0; bounds.len()],
@@ -333,6 +345,7 @@ impl Batcher {
     /// A bucket is full when a batch of it could take no further item, even one of the bucket's least length.
     fn note_fullness(&mut self, bucket: usize) {
         let least = bucket.checked_sub(1).map_or(1, |shorter| self.bounds[shorter] + 1);
+        let least = self.limits.padding.length(least);
         let count = self.counts[bucket];
         let full =
             count > 0 && (count >= self.limits.items_max || least.saturating_mul(count + 1) > self.limits.tokens_max);
@@ -403,7 +416,7 @@ impl Batcher {
         }
         let mut rows = draft.rows;
         rows.sort_by_key(|row| std::cmp::Reverse(row.length()));
-        Batch { rows, leader }
+        Batch { rows, leader, padding: self.limits.padding }
     }
 
     fn fill_from_job(&mut self, draft: &mut Draft, bucket: usize, job: JobKey) {

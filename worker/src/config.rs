@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
@@ -16,11 +17,15 @@ use inferq_shared::bucket::Uri;
 use inferq_shared::job::Limits;
 
 use crate::assets;
-use crate::batch::BatchLimits;
+use crate::batch::{BatchLimits, Padding};
 use crate::claim::ClaimSettings;
 use crate::claim::unpack::UnpackCaps;
-use crate::engine::burn::DeviceChoice;
+use crate::devices::{self, DevicesArgs};
+use crate::engine::burn::LoadOptions;
+use crate::engine::device::{DeviceChoice, Precision};
 use crate::engine::echo::EchoOptions;
+use crate::engine::faults::Fault;
+use crate::engine::{RUNGS, Warm};
 use crate::health::probe::{self, ProbeArgs};
 use crate::in_flight::Bounds;
 use crate::intake::IntakeSettings;
@@ -32,7 +37,9 @@ Examples:
   inferq-worker --queue sqlite:///var/lib/inferq/queue.db --model /models/all-MiniLM-L6-v2
   inferq-worker --queue sqlite:queue.db --engine echo --health 127.0.0.1:9090
   inferq-worker --queue sqlite:queue.db --model MODEL --allow-write s3://bucket/vectors/
+  inferq-worker --queue sqlite:queue.db --model MODEL --device cuda:0
   inferq-worker assets --help
+  inferq-worker devices
   inferq-worker health
 
 Exit codes:
@@ -58,6 +65,8 @@ pub enum Asked {
     Assets(assets::command::Command),
     /// How a worker is.
     Health(ProbeArgs),
+    /// What there is to run on.
+    Devices(DevicesArgs),
 }
 
 /// The whole command: the worker's flags, or a subcommand instead of them.
@@ -70,7 +79,10 @@ pub fn command() -> Command {
     let health = ProbeArgs::augment_args(Command::new("health"))
         .about("Ask a running worker whether it is ready, or alive; for container health checks")
         .after_help(probe::HELP);
-    Cli::command().subcommand_negates_reqs(true).subcommand(assets).subcommand(health)
+    let devices = DevicesArgs::augment_args(Command::new("devices"))
+        .about("List what a model can run on here: graphics cards, their precisions and rooflines")
+        .after_help(devices::HELP);
+    Cli::command().subcommand_negates_reqs(true).subcommand(assets).subcommand(health).subcommand(devices)
 }
 
 /// Reads the command line.
@@ -81,6 +93,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::E
     let matches = command().try_get_matches_from(words).map_err(without_passwords)?;
     match matches.subcommand() {
         Some(("health", matches)) => ProbeArgs::from_arg_matches(matches).map(Asked::Health),
+        Some(("devices", matches)) => DevicesArgs::from_arg_matches(matches).map(Asked::Devices),
         Some((_, matches)) => assets::command::Command::from_arg_matches(matches).map(Asked::Assets),
         None => Args::from_arg_matches(&matches).map(|args| Asked::Work(Box::new(args))),
     }
@@ -131,27 +144,35 @@ pub struct Args {
     /// What runs the batches
     #[arg(long, env = "INFERQ_ENGINE", value_enum, default_value = "burn")]
     pub engine: EngineKind,
-    /// Where the model runs
+    /// Where the model runs: cpu, cuda:0, several cards as in cuda:0,cuda:1, or auto, which is every card, else the CPU
     #[arg(long, env = "INFERQ_DEVICE", value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
-    /// Engines that share the model's weights, each running a batch at a time [default: one a core]
+    /// Numbers that the model computes with: f32, f16 or bf16 [default: f32 on the CPU; on a card bf16, where it has
+    /// none f16]
+    #[arg(long, env = "INFERQ_PRECISION", value_name = "PRECISION")]
+    pub precision: Option<Precision>,
+    /// Engines that share the model's weights, each running a batch at a time [default: one a core, two a card]
     #[arg(long, env = "INFERQ_REPLICAS", value_name = "N")]
     pub replicas: Option<NonZeroUsize>,
     /// Threads inside one forward pass
     #[arg(long, env = "INFERQ_REPLICA_THREADS", value_name = "N", default_value = "1")]
     pub replica_threads: NonZeroUsize,
+    /// Where a card's kernels are kept, compiled and tuned, so that the next start is ready sooner [default: inferq in the
+    /// user's cache folder]
+    #[arg(long, env = "INFERQ_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// Threads that decode and tokenise [default: one a core]
     #[arg(long, env = "INFERQ_INTAKE_THREADS", value_name = "N")]
     pub intake_threads: Option<usize>,
     /// The longest that an item waits for batch mates, in milliseconds
     #[arg(long, env = "INFERQ_LINGER_MS", value_name = "MS", default_value_t = 5)]
     pub linger_ms: u64,
-    /// Tokens of a batch, padding included
-    #[arg(long, env = "INFERQ_MAX_BATCH_TOKENS", value_name = "N", default_value_t = 4096)]
-    pub max_batch_tokens: usize,
-    /// Items of a batch
-    #[arg(long, env = "INFERQ_MAX_BATCH_ITEMS", value_name = "N", default_value_t = 256)]
-    pub max_batch_items: usize,
+    /// Tokens of a batch, padding included: a number, or auto: 4096 on the CPU, on a card what is fastest and fits
+    #[arg(long, env = "INFERQ_MAX_BATCH_TOKENS", value_name = "N", default_value = "auto")]
+    pub max_batch_tokens: BatchTokens,
+    /// Items of a batch [default: 256; on a card as many as its tokens allow]
+    #[arg(long, env = "INFERQ_MAX_BATCH_ITEMS", value_name = "N")]
+    pub max_batch_items: Option<usize>,
     /// Jobs between receiving and settling
     #[arg(long, env = "INFERQ_IN_FLIGHT_JOBS", value_name = "N", default_value_t = 512)]
     pub in_flight_jobs: usize,
@@ -168,9 +189,13 @@ pub struct Args {
     /// The longest that a job is held, in seconds
     #[arg(long, env = "INFERQ_MAX_LEASE_S", value_name = "S", default_value_t = 3600)]
     pub max_lease_s: u64,
-    /// An engine busy with one batch, or a stage without a turn, for longer is stuck: /livez fails, in seconds
+    /// An engine busy with one batch, or a stage without a turn, for longer is stuck: /livez fails; an engine that stays so
+    /// for twice as long ends the worker; in seconds
     #[arg(long, env = "INFERQ_WATCHDOG_S", value_name = "S", default_value_t = 60)]
     pub watchdog_s: u64,
+    /// How often a busy device is checked against known answers, before a batch's answers are believed, in seconds
+    #[arg(long, env = "INFERQ_CHECK_EVERY_S", value_name = "S", default_value_t = 300)]
+    pub check_every_s: u64,
     /// From the stop signal to giving back what is unfinished, in seconds; keep below the grace period
     #[arg(long, env = "INFERQ_DRAIN_LIMIT_S", value_name = "S", default_value_t = 25)]
     pub drain_limit_s: u64,
@@ -228,23 +253,60 @@ pub struct Args {
     /// How long the echo engine takes for a batch, in milliseconds
     #[arg(long, env = "INFERQ_ECHO_BATCH_MS", value_name = "MS", default_value_t = 0)]
     pub echo_batch_ms: u64,
+    /// Let the device fail, for tests: KIND@RUN
+    #[arg(long, env = "INFERQ_INJECT_FAULT", value_name = "KIND@RUN", hide = true)]
+    pub inject_fault: Option<Fault>,
+    /// Where the reason is written when the worker ends by itself, for Kubernetes to show
+    #[arg(long, env = "INFERQ_TERMINATION_LOG", value_name = "FILE", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
     /// Let the echo engine heed the words !fail !oom !lose !hang !kill in its inputs
     #[arg(long, env = "INFERQ_ECHO_FAULTS")]
     pub echo_faults: bool,
 }
 
+/// Tokens of a batch, as asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchTokens {
+    /// The device's own choice.
+    Auto,
+    /// So many.
+    Count(usize),
+}
+
+impl FromStr for BatchTokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Count).map_err(|_| "it is a number or auto".to_owned()),
+        }
+    }
+}
+
+impl BatchTokens {
+    fn count(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Count(tokens) => Some(tokens),
+        }
+    }
+}
+
 /// What to load.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum ModelSource {
     /// A directory, run by burn on a device.
-    Burn {
-        /// The directory.
-        directory: PathBuf,
-        /// Where it runs.
-        device: DeviceChoice,
-    },
+    Burn(Box<LoadOptions>),
     /// No model.
-    Echo(EchoOptions),
+    Echo {
+        /// How it behaves.
+        options: EchoOptions,
+        /// Engines.
+        replicas: NonZeroUsize,
+        /// The name that jobs call it by.
+        name: Option<String>,
+    },
 }
 
 /// Flags whose ranges and relations hold.
@@ -254,26 +316,44 @@ pub struct Config {
     pub queue: BrokerUrl,
     /// What to load.
     pub model: ModelSource,
-    /// The name that jobs call the model by.
-    pub model_name: Option<String>,
     /// How long to wait for a model's files.
     pub assets_wait: Duration,
     /// How long loading, and warming up, may take.
     pub phase_limit: Duration,
     /// Whether to follow the root's `current`.
     pub watch_assets: bool,
-    /// Engines that share the weights.
-    pub replicas: NonZeroUsize,
-    /// Threads inside one forward pass.
-    pub replica_threads: NonZeroUsize,
     /// A lease that is not renewed for so long is over.
     pub lease: Duration,
     /// Where health is served.
     pub health: SocketAddr,
     /// This worker's name in replies.
     pub worker: String,
-    /// The numbers that the line runs by.
+    /// Where the reason is written when the worker ends by itself.
+    pub termination_log: PathBuf,
+    /// Items of a batch, where they were given.
+    pub batch_items: Option<usize>,
+    /// The numbers that the line runs by, around one engine that has no wishes.
     pub settings: Settings,
+}
+
+/// Tokens of a batch on the CPU.
+const BATCH_TOKENS: usize = 4096;
+/// Items of a batch on the CPU.
+const BATCH_ITEMS: usize = 256;
+/// Batches in flight for each engine until the first have shown the rate: enough for every engine to be busy.
+const BATCHES_AHEAD: usize = 4;
+
+impl Config {
+    /// The numbers for a line around so many engines that found this out about themselves.
+    pub fn settings_around(&self, engines: usize, warm: Warm) -> Settings {
+        let mut settings = self.settings.clone();
+        if let Some(tokens) = warm.batch_tokens {
+            let items_max = self.batch_items.unwrap_or((tokens / RUNGS[0]).max(1));
+            settings.batch = BatchLimits { tokens_max: tokens, items_max, padding: Padding::Rungs, ..settings.batch };
+        }
+        settings.bounds.tokens = settings.batch.tokens_max * BATCHES_AHEAD * engines;
+        settings
+    }
 }
 
 impl Args {
@@ -285,25 +365,24 @@ impl Args {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         self.check_ranges()?;
         self.check_relations()?;
-        let model = self.model_source()?;
-        let a_core = NonZeroUsize::new(cores / self.replica_threads.get()).unwrap_or(NonZeroUsize::MIN);
-        let replicas = self.replicas.unwrap_or(a_core);
-        let settings = self.settings(cores, replicas);
+        // What is missing is said before anything is begun.
+        self.device.resolve().map_err(|error| error.to_string())?;
+        let model = self.model_source(cores)?;
+        let settings = self.settings(cores);
         let worker = self.worker_name.unwrap_or_else(|| {
             hostname::get().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "worker".to_owned())
         });
         Ok(Config {
             queue: self.queue,
             model,
-            model_name: self.model_name,
             assets_wait: Duration::from_secs(self.assets_wait_s),
             phase_limit: Duration::from_secs(self.phase_limit_s),
             watch_assets: self.watch_assets,
-            replicas,
-            replica_threads: self.replica_threads,
             lease: Duration::from_secs(self.lease_s),
             health: self.health,
             worker,
+            termination_log: self.termination_log,
+            batch_items: self.max_batch_items,
             settings,
         })
     }
@@ -319,8 +398,8 @@ impl Args {
             ("--replicas", self.replicas.map_or(1, NonZeroUsize::get), 1, 1024),
             ("--replica-threads", self.replica_threads.get(), 1, 1024),
             ("--intake-threads", self.intake_threads.unwrap_or(1), 1, 256),
-            ("--max-batch-tokens", self.max_batch_tokens, 1, 1 << 24),
-            ("--max-batch-items", self.max_batch_items, 1, 1 << 16),
+            ("--max-batch-tokens", self.max_batch_tokens.count().unwrap_or(1), 1, 1 << 24),
+            ("--max-batch-items", self.max_batch_items.unwrap_or(1), 1, 1 << 16),
             ("--in-flight-jobs", self.in_flight_jobs, 1, 1 << 20),
             ("--in-flight-bytes", self.in_flight_bytes, 1, 1 << 40),
             ("--max-attempts", self.attempts_max() as usize, 3, 1000),
@@ -339,6 +418,7 @@ impl Args {
             ("--lease-s", self.lease_s, 1, 3600),
             ("--max-lease-s", self.max_lease_s, 1, 7 * 24 * 3600),
             ("--watchdog-s", self.watchdog_s, 1, 24 * 3600),
+            ("--check-every-s", self.check_every_s, 1, 24 * 3600),
             ("--phase-limit-s", self.phase_limit_s, 1, 24 * 3600),
             ("--drain-limit-s", self.drain_limit_s, 1, 24 * 3600),
             ("--unfit-limit-s", self.unfit_limit_s, 1, 31 * 24 * 3600),
@@ -383,23 +463,36 @@ impl Args {
         }
     }
 
-    fn model_source(&self) -> Result<ModelSource, String> {
+    fn model_source(&self, cores: usize) -> Result<ModelSource, String> {
         match (self.engine, &self.model) {
-            (EngineKind::Echo, _) => Ok(ModelSource::Echo(EchoOptions {
-                batch_time: Duration::from_millis(self.echo_batch_ms),
-                faults: self.echo_faults,
-            })),
-            (EngineKind::Burn, Some(directory)) => {
-                Ok(ModelSource::Burn { directory: directory.clone(), device: self.device })
-            }
+            (EngineKind::Echo, _) => Ok(ModelSource::Echo {
+                options: EchoOptions {
+                    batch_time: Duration::from_millis(self.echo_batch_ms),
+                    faults: self.echo_faults,
+                },
+                replicas: self.replicas.or(NonZeroUsize::new(cores)).unwrap_or(NonZeroUsize::MIN),
+                name: self.model_name.clone(),
+            }),
+            (EngineKind::Burn, Some(directory)) => Ok(ModelSource::Burn(Box::new(LoadOptions {
+                name: self.model_name.clone(),
+                device: self.device.clone(),
+                precision: self.precision,
+                replicas: self.replicas,
+                threads: self.replica_threads,
+                batch_tokens: self.max_batch_tokens.count(),
+                cache: self.cache_dir.clone().or_else(users_cache),
+                fault: self.inject_fault,
+                ..LoadOptions::new(directory.clone())
+            }))),
             (EngineKind::Burn, None) => {
                 Err("--model DIR is missing; or try --engine echo, which needs none".to_owned())
             }
         }
     }
 
-    fn settings(&self, cores: usize, replicas: NonZeroUsize) -> Settings {
+    fn settings(&self, cores: usize) -> Settings {
         let seconds = Duration::from_secs;
+        let tokens_max = self.max_batch_tokens.count().unwrap_or(BATCH_TOKENS);
         Settings {
             intake: IntakeSettings {
                 limits: Limits {
@@ -424,23 +517,31 @@ impl Args {
                 unpack: UnpackCaps { bytes: self.limit_unpacked_bytes, ratio: self.limit_unpacked_ratio },
             },
             batch: BatchLimits {
-                tokens_max: self.max_batch_tokens,
-                items_max: self.max_batch_items,
+                tokens_max,
+                items_max: self.max_batch_items.unwrap_or(BATCH_ITEMS),
                 linger: Duration::from_millis(self.linger_ms),
+                padding: Padding::Longest,
             },
             bounds: Bounds {
                 jobs: self.in_flight_jobs,
                 bytes: self.in_flight_bytes,
-                // Until the first batches have shown the rate: enough for every replica to be busy.
-                tokens: self.max_batch_tokens * 4 * replicas.get(),
+                tokens: tokens_max * BATCHES_AHEAD,
             },
             drain_limit: seconds(self.drain_limit_s),
             watchdog: seconds(self.watchdog_s),
+            check_every: seconds(self.check_every_s),
             lease_max: seconds(self.max_lease_s),
             intake_threads: self.intake_threads.unwrap_or(cores),
             seed: rand::random(),
         }
     }
+}
+
+/// `inferq` in the user's cache folder, by the XDG base directory specification.
+fn users_cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    cache.map(|cache| cache.join("inferq"))
 }
 
 /// Whether `prefix` names a folder that holds `folder` or lies in it, links followed.

@@ -3,7 +3,7 @@
 //! In: tickets from intake, ran batches from the replicas. Out: replies and releases to the outbox. Decisions are the
 //! batcher's and the assembler's, both pure; this stage only moves things between them. It never settles a lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use crate::ticket::{Outbound, ReleaseReason, Ticket, TicketItem, Window};
 
 /// Batches that a replica holds: one running, one waiting.
 const BATCHES_A_LANE: usize = 2;
+/// The part of the watchdog's limit after which a replica that hangs is looked at again.
+const HUNG_AGAIN: u32 = 4;
 
 /// What connects the stage to the others.
 pub struct Dispatch {
@@ -53,6 +55,8 @@ pub struct Dispatch {
     pub signature: std::sync::Arc<Signature>,
     /// How long the drain may take: bounds the tokens in flight.
     pub drain_limit: Duration,
+    /// A batch that has not ended for so long is stuck, for twice as long never will.
+    pub watchdog: Duration,
     /// The state shown to the outside.
     pub health: Health,
     /// Beats while the stage turns.
@@ -67,8 +71,8 @@ pub struct Lane {
     pub sender: mpsc::Sender<Batch>,
     /// Beats when it begins a batch, at rest when it has none.
     pub pulse: Pulse,
-    /// How many batches it has.
-    pub batches: usize,
+    /// Whose items are in each batch that it has; the first runs.
+    pub batches: VecDeque<BTreeSet<JobKey>>,
 }
 
 /// The device is lost; nothing more can run here.
@@ -108,6 +112,7 @@ impl Dispatch {
         let (mut fed, mut read, mut moded) = (true, true, true);
         while fed || read || !desk.open.is_empty() {
             self.pulse.beat();
+            desk.look_for_hung(self)?;
             desk.turn(self.clock.now());
             let wake = desk.wake_at();
             tokio::select! {
@@ -155,6 +160,8 @@ struct Desk {
     open: BTreeMap<JobKey, Open>,
     next_key: JobKey,
     lanes: Vec<Lane>,
+    /// Since when a replica has been past twice the watchdog's limit.
+    hung_since: Option<Instant>,
     mode: Mode,
     outgoing: Vec<Outbound>,
     signature: std::sync::Arc<Signature>,
@@ -170,6 +177,7 @@ impl Desk {
             open: BTreeMap::new(),
             next_key: 0,
             lanes: std::mem::take(&mut stage.lanes),
+            hung_since: None,
             mode: *stage.mode.borrow(),
             outgoing: Vec::new(),
             signature: std::sync::Arc::clone(&stage.signature),
@@ -297,8 +305,8 @@ impl Desk {
     }
 
     fn free_lane(&self) -> Option<usize> {
-        let (lane, least) = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.batches)?;
-        (least.batches < BATCHES_A_LANE).then_some(lane)
+        let (lane, least) = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.batches.len())?;
+        (least.batches.len() < BATCHES_A_LANE).then_some(lane)
     }
 
     fn take_ran(&mut self, ran: Option<Ran>, stage: &Dispatch) -> Result<(), DeviceLost> {
@@ -329,23 +337,49 @@ impl Desk {
                 Ok(())
             }
             Err(reason) => {
-                self.lose(&ran.batch);
-                stage.health.failed(&reason);
-                Err(DeviceLost(reason))
+                let jobs = ran.batch.rows().iter().flat_map(|row| &row.members).map(|member| member.job).collect();
+                Err(self.lose_device(jobs, reason, &stage.health))
             }
         }
     }
 
+    /// A replica that has not answered for twice the watchdog's limit never will: its device hangs. Seen twice, some time
+    /// apart: a process that was stopped and goes on finds every pulse old.
+    fn look_for_hung(&mut self, stage: &Dispatch) -> Result<(), DeviceLost> {
+        let hung = self.lanes.iter().position(|lane| lane.pulse.age() >= 2 * stage.watchdog);
+        let Some(lane) = hung else {
+            self.hung_since = None;
+            return Ok(());
+        };
+        let now = stage.clock.now();
+        let since = *self.hung_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < stage.watchdog / HUNG_AGAIN {
+            return Ok(());
+        }
+        let reason = format!(
+            "engine-{lane} has not answered for {} s: the device hangs",
+            self.lanes[lane].pulse.age().as_secs()
+        );
+        let jobs = self.lanes[lane].batches.pop_front().unwrap_or_default();
+        Err(self.lose_device(jobs, reason, &stage.health))
+    }
+
+    fn lose_device(&mut self, jobs: BTreeSet<JobKey>, reason: String, health: &Health) -> DeviceLost {
+        self.lose(&jobs);
+        health.failed(&reason);
+        DeviceLost(reason)
+    }
+
     /// Drops the jobs of the batch that the device was lost on: one of them may be the cause.
-    fn lose(&mut self, batch: &Batch) {
+    fn lose(&mut self, jobs: &BTreeSet<JobKey>) {
         if crate::mutant::active("lost_device_spends_nothing") {
             return;
         }
         if crate::mutant::active("lost_device_spends_all") {
             self.open.clear();
         }
-        for member in batch.rows().iter().flat_map(|row| &row.members) {
-            if let Some(open) = self.open.remove(&member.job) {
+        for job in jobs {
+            if let Some(open) = self.open.remove(job) {
                 story::dropped(open.id());
                 open.lose();
             }
@@ -382,18 +416,18 @@ fn tokens(items: &[TicketItem]) -> Vec<Option<Arc<Tokens>>> {
 
 impl Lane {
     fn send(&mut self, batch: Batch) {
-        if self.batches == 0 {
+        if self.batches.is_empty() {
             self.pulse.beat();
         }
-        self.batches += 1;
+        self.batches.push_back(batch.rows().iter().flat_map(|row| &row.members).map(|member| member.job).collect());
         // A lane's channel holds as many batches as a lane may have, and its replica outlives the stage or has ended
         // with an answer that ends the stage too.
         let _ = self.sender.try_send(batch);
     }
 
     fn has_run(&mut self) {
-        self.batches -= 1;
-        if self.batches > 0 { self.pulse.beat() } else { self.pulse.rest() }
+        self.batches.pop_front();
+        if self.batches.is_empty() { self.pulse.rest() } else { self.pulse.beat() }
     }
 }
 

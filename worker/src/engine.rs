@@ -8,11 +8,29 @@ use std::sync::Arc;
 
 mod bert;
 pub mod burn;
+#[cfg(feature = "cuda")]
+mod card_watch;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 pub mod echo;
+pub mod faults;
+mod host;
+#[cfg(feature = "cuda")]
+mod kernel_cache;
+#[cfg(not(feature = "cuda"))]
+#[path = "engine/no_kernel_cache.rs"]
+mod kernel_cache;
 mod kernels;
+mod model;
 mod ops;
+mod padded;
 mod pooling;
+mod shapes;
+mod stream;
 mod weights;
+
+pub use self::shapes::RUNGS;
 
 /// The tokens of one item, special tokens included, without padding.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,13 +64,21 @@ pub enum EngineError {
     DeviceLost(String),
 }
 
+/// What an engine found out about itself while it warmed up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Warm {
+    /// Tokens of a batch, padding included, where it has shapes of its own: what is fastest and fits. It pads each item to
+    /// one of [`RUNGS`].
+    pub batch_tokens: Option<usize>,
+}
+
 /// A resident model. One thread owns one engine.
 pub trait Engine: Send {
     /// Runs every shape that will be used, so that the first job is as fast as the next.
     ///
     /// # Errors
     /// When the device can't run the model.
-    fn warm_up(&mut self) -> Result<(), EngineError>;
+    fn warm_up(&mut self) -> Result<Warm, EngineError>;
 
     /// Proves that the device computes: a known input must give finite, repeatable numbers. Runs before ready and after
     /// any doubt.

@@ -223,6 +223,7 @@ impl Health {
     /// The device is lost.
     pub fn failed(&self, reason: &str) {
         tracing::error!(reason, "the device is lost");
+        telemetry::device_failed();
         self.shown.send_modify(|shown| shown.reason = Some(reason.to_owned()));
         self.enter(State::Failed);
     }

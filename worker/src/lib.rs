@@ -20,6 +20,7 @@ pub mod batch;
 pub mod claim;
 pub mod clock;
 pub mod config;
+pub mod devices;
 pub mod dispatch;
 pub mod engine;
 pub mod fitness;

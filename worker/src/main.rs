@@ -1,11 +1,15 @@
-//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code; or `assets` and `health`, which
-//! need none of these.
+//! The binary `inferq-worker`: flags, telemetry, health endpoint, broker, worker, exit code; or `assets`, `devices` and
+//! `health`, which need none of these.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use inferq_shared::telemetry::{self, Telemetry, traces};
 use inferq_worker::assets;
 use inferq_worker::config::{Args, Asked, Config, parse};
+use inferq_worker::devices::{DevicesArgs, devices};
 use inferq_worker::health::Health;
 use inferq_worker::health::probe::{ProbeArgs, probe};
 use inferq_worker::heaps;
@@ -22,6 +26,7 @@ fn main() -> ExitCode {
         Ok(Asked::Work(args)) => worker(*args),
         Ok(Asked::Assets(command)) => look_after(command),
         Ok(Asked::Health(args)) => ask(&args),
+        Ok(Asked::Devices(args)) => list(&args),
         Err(error) => {
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 })
@@ -74,6 +79,19 @@ fn ask(args: &ProbeArgs) -> ExitCode {
     }
 }
 
+fn list(args: &DevicesArgs) -> ExitCode {
+    match devices(args) {
+        Ok(said) => {
+            print!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("inferq-worker: {error}");
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
 /// As tokio makes it, but with few threads for blocking work: decoding, tokenising and encoding keep a core busy each, and
 /// every thread more keeps memory of its own.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -90,6 +108,7 @@ async fn run(config: Config, telemetry: Telemetry) -> u8 {
             return EX_USAGE;
         }
     };
+    let termination_log = config.termination_log.clone();
     let ended = tokio::select! {
         biased;
         ended = work(config, &health, &stop) => ended,
@@ -101,8 +120,18 @@ async fn run(config: Config, telemetry: Telemetry) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!(%error, "the worker ended");
+            leave_word(&termination_log, &error.to_string());
             error.exit_code()
         }
+    }
+}
+
+/// Kubernetes makes the file, and shows what it holds of a container that has ended. Where there is none, nobody asks.
+fn leave_word(file: &Path, reason: &str) {
+    let written =
+        OpenOptions::new().write(true).truncate(true).open(file).and_then(|mut file| file.write_all(reason.as_bytes()));
+    if let Err(error) = written {
+        tracing::debug!(file = %file.display(), %error, "no word left for Kubernetes");
     }
 }
 

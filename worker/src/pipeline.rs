@@ -12,6 +12,7 @@
 //! what is in no batch yet is released. *Stop working* comes at the drain limit: what is unfinished is released too.
 //! Later stages end when their input closes. Dropping the future is a crash: every lease is redelivered.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Settings {
     pub drain_limit: Duration,
     /// How long one batch, or one turn of a stage's loop, may take before the worker counts as stuck.
     pub watchdog: Duration,
+    /// How often a device that is busy is checked.
+    pub check_every: Duration,
     /// How long a job may be held.
     pub lease_max: Duration,
     /// Pulls decoded and tokenised at once.
@@ -247,7 +250,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
     let (outage, outage_shown) = watch::channel(0);
     let fitness = Fitness::default();
     let signature = Arc::new(Signature::new(&info, worker));
-    let (lanes, ran, threads) = spawn_replicas(replicas, watchdog, working, stages);
+    let (lanes, ran, threads) = spawn_replicas(replicas, settings.check_every, watchdog, working, stages);
 
     let patience = Patience {
         outage: outage.clone(),
@@ -283,6 +286,7 @@ fn spawn_stages<C: Consumer, P: Publisher>(
         in_flight: in_flight.clone(),
         signature: Arc::clone(&signature),
         drain_limit: settings.drain_limit,
+        watchdog: settings.watchdog,
         health: health.clone(),
         pulse: watchdog.pulse("dispatch"),
         clock,
@@ -367,6 +371,7 @@ type Lanes = (Vec<Lane>, mpsc::Receiver<Ran>, Vec<std::thread::JoinHandle<()>>);
 
 fn spawn_replicas(
     replicas: Vec<Replica>,
+    check_every: Duration,
     watchdog: &Watchdog,
     working: &CancellationToken,
     stages: &mut JoinSet<Result<(), PipelineError>>,
@@ -377,18 +382,18 @@ fn spawn_replicas(
         let (sender, to_replica) = mpsc::channel(2);
         let ran = ran.clone();
         let name = format!("engine-{lane}");
-        lanes.push(Lane { sender, pulse: watchdog.pulse(name.as_str()), batches: 0 });
+        lanes.push(Lane { sender, pulse: watchdog.pulse(name.as_str()), batches: VecDeque::new() });
         match host {
             Host::Inline(cost) => {
                 let working = working.clone();
                 stages.spawn(async move {
-                    run_inline(lane, engine, cost, to_replica, ran, working).await;
+                    run_inline(lane, engine, cost, to_replica, ran, (working, check_every)).await;
                     Ok(())
                 });
             }
             Host::Thread => {
                 let named = std::thread::Builder::new().name(name);
-                let thread = named.spawn(move || run_on_thread(lane, engine, to_replica, &ran));
+                let thread = named.spawn(move || run_on_thread(lane, engine, to_replica, &ran, check_every));
                 threads.push(thread.expect("the system has room for a thread a replica"));
             }
         }

@@ -72,6 +72,15 @@ impl Pulse {
         self.beaten.store(u64::try_from(now).unwrap_or(u64::MAX - 1) + 1, Ordering::Relaxed);
     }
 
+    /// How long ago it beat; nothing at rest.
+    pub fn age(&self) -> Duration {
+        let now = self.clock.now().saturating_duration_since(self.started);
+        match self.beaten.load(Ordering::Relaxed) {
+            AT_REST => Duration::ZERO,
+            beaten => now.saturating_sub(Duration::from_millis(beaten - 1)),
+        }
+    }
+
     /// There is nothing to do, and no need to beat until there is.
     pub fn rest(&self) {
         self.beaten.store(AT_REST, Ordering::Relaxed);
@@ -124,7 +133,9 @@ mod tests {
         tokio::time::advance(LIMIT).await;
         stage.beat();
         assert_eq!(watchdog.stuck().as_deref(), Some("replica"));
+        assert_eq!((stage.age(), replica.age()), (Duration::ZERO, LIMIT));
         replica.rest();
+        assert_eq!(replica.age(), Duration::ZERO);
         assert_eq!(watchdog.stuck(), None);
     }
 

@@ -49,18 +49,25 @@ pub struct Ran {
 /// What a row is answered with.
 pub type RowAnswer = Result<Answer, ReplyError>;
 
-/// Runs batches on this thread until the channel of batches ends or nobody wants the answers.
+/// Runs batches on this thread until the channel of batches ends or nobody wants the answers. Checks the device with a
+/// batch every `check_every`, before its answers are believed.
 pub fn run_on_thread(
     lane: usize,
     mut engine: Box<dyn Engine>,
     mut batches: mpsc::Receiver<Batch>,
     ran: &mpsc::Sender<Ran>,
+    check_every: Duration,
 ) {
+    let mut checked = Instant::now();
     while let Some(batch) = batches.blocking_recv() {
         let started = Instant::now();
+        let is_due = started - checked >= check_every;
         // A panic is a bug: it ends the worker like a lost device, instead of leaving its jobs to hang.
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(engine.as_mut(), &batch)))
+        let outcome = catch_unwind(AssertUnwindSafe(|| run_checked(engine.as_mut(), &batch, is_due)))
             .unwrap_or_else(|_| Err("the engine panicked".to_owned()));
+        if is_due {
+            checked = started;
+        }
         let ended = outcome.is_err();
         let answered = ran.blocking_send(Ran { lane, batch, outcome, started, took: started.elapsed() });
         if ended || answered.is_err() {
@@ -76,22 +83,35 @@ pub async fn run_inline(
     mut cost: Cost,
     mut batches: mpsc::Receiver<Batch>,
     ran: mpsc::Sender<Ran>,
-    working: CancellationToken,
+    (working, check_every): (CancellationToken, Duration),
 ) {
+    let mut checked = tokio::time::Instant::now();
     while let Some(batch) = batches.recv().await {
         let started = tokio::time::Instant::now();
+        let is_due = started - checked >= check_every;
         tokio::select! {
             biased;
             () = tokio::time::sleep(cost(&batch)) => {}
             () = working.cancelled() => return,
         }
-        let outcome = run(engine.as_mut(), &batch);
+        let outcome = run_checked(engine.as_mut(), &batch, is_due);
+        if is_due {
+            checked = started;
+        }
         let ended = outcome.is_err();
         let ran_batch = Ran { lane, batch, outcome, started: started.into_std(), took: started.elapsed() };
         if ran.send(ran_batch).await.is_err() || ended {
             return;
         }
     }
+}
+
+fn run_checked(engine: &mut dyn Engine, batch: &Batch, is_due: bool) -> Result<Vec<RowAnswer>, String> {
+    let answers = run(engine, batch)?;
+    if is_due {
+        engine.check().map_err(|error| error.to_string())?;
+    }
+    Ok(answers)
 }
 
 /// Runs one batch to the end: every row gets an answer or an error, or the device is lost.

@@ -3,7 +3,6 @@
 //! In: what to load, from a directory or from what a root's `current` points to. Out: a [`Resident`] that may take jobs. While
 //! the files are still on their way it waits, and says for what. It never takes a job itself.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assets::{self, AssetsError};
 use crate::config::{Config, ModelSource};
-use crate::engine::{Engine, EngineError, Loaded, burn, echo};
+use crate::engine::{Engine, EngineError, Loaded, Warm, burn, echo};
 use crate::health::{Health, State};
 use crate::offload::Offload;
 
@@ -24,6 +23,8 @@ pub struct Resident {
     pub loaded: Loaded,
     /// The directory it was read from, with `current` followed; an engine without a model has none.
     pub directory: Option<PathBuf>,
+    /// What its engines found out about themselves.
+    pub warm: Warm,
 }
 
 /// Why a model is not there.
@@ -54,9 +55,6 @@ impl ResidentError {
 #[derive(Debug, Clone)]
 pub struct Loading {
     source: ModelSource,
-    name: Option<String>,
-    replicas: NonZeroUsize,
-    threads: NonZeroUsize,
     wait: Duration,
     phase_limit: Duration,
 }
@@ -64,21 +62,14 @@ pub struct Loading {
 impl Loading {
     /// As configured.
     pub fn new(config: &Config) -> Self {
-        Self {
-            source: config.model.clone(),
-            name: config.model_name.clone(),
-            replicas: config.replicas,
-            threads: config.replica_threads,
-            wait: config.assets_wait,
-            phase_limit: config.phase_limit,
-        }
+        Self { source: config.model.clone(), wait: config.assets_wait, phase_limit: config.phase_limit }
     }
 
     /// The directory or root that the model comes from.
     pub fn root(&self) -> Option<&Path> {
         match &self.source {
-            ModelSource::Burn { directory, .. } => Some(directory),
-            ModelSource::Echo(_) => None,
+            ModelSource::Burn(options) => Some(&options.directory),
+            ModelSource::Echo { .. } => None,
         }
     }
 
@@ -89,10 +80,10 @@ impl Loading {
     pub async fn start(&self, health: &Health, stop: &CancellationToken) -> Result<Option<Resident>, ResidentError> {
         health.limit_phases(self.phase_limit);
         let loading = async {
-            let loaded = self.load_when_there(health).await?;
-            health.model(&loaded.loaded.info);
+            let (loaded, directory) = self.load_when_there(health).await?;
+            health.model(&loaded.info);
             health.enter(State::Warming);
-            warm(loaded).await
+            warm(loaded, directory).await
         };
         tokio::select! {
             biased;
@@ -106,10 +97,11 @@ impl Loading {
     /// # Errors
     /// When it can't be loaded or does not run.
     pub async fn beside(&self, directory: PathBuf) -> Result<Resident, ResidentError> {
-        warm(self.load(Some(directory)).await?).await
+        let (loaded, directory) = self.load(Some(directory)).await?;
+        warm(loaded, directory).await
     }
 
-    async fn load_when_there(&self, health: &Health) -> Result<Resident, ResidentError> {
+    async fn load_when_there(&self, health: &Health) -> Result<Found, ResidentError> {
         let since = Instant::now();
         loop {
             health.enter(State::Loading);
@@ -133,12 +125,12 @@ impl Loading {
         }
     }
 
-    async fn load_current(&self) -> Result<Resident, ResidentError> {
+    async fn load_current(&self) -> Result<Found, ResidentError> {
         let directory = self.root().map(assets::locate).transpose()?;
         self.load(directory).await
     }
 
-    async fn load(&self, directory: Option<PathBuf>) -> Result<Resident, ResidentError> {
+    async fn load(&self, directory: Option<PathBuf>) -> Result<Found, ResidentError> {
         let started = Instant::now();
         let (options, from) = (self.clone(), directory.clone());
         let loaded = Offload::Threads.run(move || options.load_now(from)).await?;
@@ -149,40 +141,43 @@ impl Loading {
             duration_ms = started.elapsed().as_millis() as u64,
             "model loaded"
         );
-        Ok(Resident { loaded, directory })
+        Ok((loaded, directory))
     }
 
     fn load_now(self, from: Option<PathBuf>) -> Result<Loaded, burn::LoadError> {
-        let Self { source, name, replicas, threads, .. } = self;
-        match source {
-            ModelSource::Echo(options) => Ok(echo::load(options, replicas.get(), name)),
-            ModelSource::Burn { directory, device } => {
-                let directory = from.unwrap_or(directory);
-                let kernels = burn::Kernels::Own;
-                burn::load(&burn::LoadOptions { directory, name, device, replicas, threads, kernels })
+        match self.source {
+            ModelSource::Echo { options, replicas, name } => Ok(echo::load(options, replicas.get(), name)),
+            ModelSource::Burn(mut options) => {
+                options.directory = from.unwrap_or(options.directory);
+                burn::load(&options)
             }
         }
     }
 }
 
-async fn warm(resident: Resident) -> Result<Resident, ResidentError> {
+/// A model that is loaded, and the directory it was read from.
+type Found = (Loaded, Option<PathBuf>);
+
+async fn warm(loaded: Loaded, directory: Option<PathBuf>) -> Result<Resident, ResidentError> {
     let started = Instant::now();
-    let Resident { loaded: Loaded { engines, tokenizer, info }, directory } = resident;
-    let engines = Offload::Threads.run(move || warm_all(engines)).await?;
+    let Loaded { engines, tokenizer, info } = loaded;
+    let (engines, warm) = Offload::Threads.run(move || warm_all(engines)).await?;
     tracing::info!(duration_ms = started.elapsed().as_millis() as u64, "model warm and checked");
-    Ok(Resident { loaded: Loaded { engines, tokenizer, info }, directory })
+    Ok(Resident { loaded: Loaded { engines, tokenizer, info }, directory, warm })
 }
 
-/// Warms all replicas at once, as they will run.
-fn warm_all(engines: Vec<Box<dyn Engine>>) -> Result<Vec<Box<dyn Engine>>, EngineError> {
-    std::thread::scope(|scope| {
+type Warmed = (Box<dyn Engine>, Warm);
+
+/// Warms all replicas at once, as they will run. Their batches are those of the device with the least room.
+fn warm_all(engines: Vec<Box<dyn Engine>>) -> Result<(Vec<Box<dyn Engine>>, Warm), EngineError> {
+    let warmed: Vec<Warmed> = std::thread::scope(|scope| {
         let warming: Vec<_> = engines
             .into_iter()
             .map(|mut engine| {
                 scope.spawn(move || {
-                    engine.warm_up()?;
+                    let warm = engine.warm_up()?;
                     engine.check()?;
-                    Ok(engine)
+                    Ok((engine, warm))
                 })
             })
             .collect();
@@ -190,6 +185,8 @@ fn warm_all(engines: Vec<Box<dyn Engine>>) -> Result<Vec<Box<dyn Engine>>, Engin
             Ok(engine) => engine,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        warming.into_iter().map(joined).collect()
-    })
+        warming.into_iter().map(joined).collect::<Result<_, EngineError>>()
+    })?;
+    let batch_tokens = warmed.iter().filter_map(|(_, warm)| warm.batch_tokens).min();
+    Ok((warmed.into_iter().map(|(engine, _)| engine).collect(), Warm { batch_tokens }))
 }

@@ -126,7 +126,7 @@ pub async fn serve(config: Config, broker: &Broker, health: Health, stop: Cancel
     let Some(mut resident) = Loading::new(&config).start(&health, &stop).await? else { return Ok(()) };
     let mut swap = Swap::new(&config, &resident);
     // One account for all lines, so that its bounds hold whatever the line before still holds.
-    let in_flight = InFlight::new(config.settings.bounds);
+    let in_flight = InFlight::new(config.settings_around(resident.loaded.engines.len(), resident.warm).bounds);
     let worker = Worker { config, broker, health, stop, in_flight, buckets: Buckets::new() };
     loop {
         let Some(next) = worker.run_line(resident, &mut swap).await? else { return Ok(()) };
@@ -203,7 +203,7 @@ impl Worker<'_> {
         let consumer = Lanes { jobs, shards, in_flight: self.in_flight.clone() };
         let Loaded { engines, tokenizer, info } = resident.loaded;
         Ok(Some(Parts {
-            settings: config.settings.clone(),
+            settings: config.settings_around(engines.len(), resident.warm),
             consumer,
             publisher: broker.publisher(),
             buckets: self.buckets.clone(),

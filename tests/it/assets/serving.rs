@@ -122,7 +122,7 @@ async fn a_worker_whose_canary_gives_other_numbers_is_never_ready() {
     fs::write(&path, manifest.to_string()).unwrap();
     let (code, stderr) = refused(&queue, &model.source());
     assert_eq!(code, Some(70), "{stderr}");
-    assert!(stderr.contains("the canary's embedding is 0.") && !stderr.contains("\"ready\""), "{stderr}");
+    assert!(stderr.contains("the manifest's canary is 0.") && !stderr.contains("\"ready\""), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

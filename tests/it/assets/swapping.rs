@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use inferq_shared::reply::{Reply, Status};
 use inferq_tests::process::{PATIENCE, WorkerProcess, binary};
 use inferq_tests::queue_file::{QueueFile, job, message, taken};
 use inferq_worker::engine::Answer;
-use inferq_worker::engine::burn::{DeviceChoice, Kernels, LoadOptions, load};
+use inferq_worker::engine::burn::{LoadOptions, load};
 use serde_json::Value;
 
 use super::serving::Model;
@@ -39,16 +38,7 @@ fn change_weights(model: &Path) {
 
 /// What the model in this directory makes of the text.
 fn embedding(directory: PathBuf) -> Vec<f32> {
-    let one = NonZeroUsize::MIN;
-    let options = LoadOptions {
-        directory,
-        name: None,
-        device: DeviceChoice::Cpu,
-        replicas: one,
-        threads: one,
-        kernels: Kernels::Own,
-    };
-    let mut loaded = load(&options).unwrap();
+    let mut loaded = load(&LoadOptions::new(directory)).unwrap();
     let tokens = loaded.tokenizer.encode(&Input::Text(TEXT.to_owned()), true).unwrap();
     let answer = loaded.engines[0].infer(&[&tokens]).unwrap().remove(0);
     let Answer::Embedding(vector) = answer else { panic!("an embedding model") };

@@ -356,7 +356,7 @@ pub(super) const COMMANDS: &[Row] = &[
     row(
         "a device that is not there",
         |p| p.worker(&["--queue", &p.url(), "--engine", "echo", "--device", "cuda:0"]),
-        exit(USAGE, "no device \"cuda:0\" in this build"),
+        exit(USAGE, "this build has no CUDA"),
     ),
     row(
         "`--max-attempts` 2",

@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use inferq_worker::engine::burn::{DeviceChoice, Kernels, LoadOptions, load};
+use inferq_worker::engine::burn::{Kernels, LoadOptions, load};
 use inferq_worker::engine::{Engine, Loaded, Tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -77,12 +77,10 @@ fn open(replicas: usize, threads: usize) -> Result<Loaded> {
     let cache =
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/inferq/models/all-MiniLM-L6-v2");
     let options = LoadOptions {
-        directory: std::env::var_os("INFERQ_TEST_MODEL").map_or_else(cache, PathBuf::from),
-        name: None,
-        device: DeviceChoice::Cpu,
-        replicas: NonZeroUsize::new(replicas).context("no replicas")?,
+        replicas: Some(NonZeroUsize::new(replicas).context("no replicas")?),
         threads: NonZeroUsize::new(threads).context("no threads")?,
         kernels: if std::env::var("KERNELS").as_deref() == Ok("burn") { Kernels::Burn } else { Kernels::Own },
+        ..LoadOptions::new(std::env::var_os("INFERQ_TEST_MODEL").map_or_else(cache, PathBuf::from))
     };
     load(&options).context("run tests/tools/fetch_model.sh, or set INFERQ_TEST_MODEL")
 }

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write as _;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -192,16 +191,9 @@ sys.exit(code)";
 
 /// All replicas on batches whose rows have these lengths, made before the clock starts.
 fn engine_alone(model: &str, batches: &[Vec<usize>]) -> Result<Duration> {
-    let options = burn::LoadOptions {
-        directory: PathBuf::from(model),
-        name: None,
-        device: burn::DeviceChoice::Cpu,
-        replicas: std::thread::available_parallelism()?,
-        threads: NonZeroUsize::MIN,
-        kernels: burn::Kernels::Own,
-    };
+    let options = burn::LoadOptions { replicas: None, ..burn::LoadOptions::new(PathBuf::from(model)) };
     let mut loaded = burn::load(&options)?;
-    loaded.engines.iter_mut().try_for_each(|engine| engine.warm_up())?;
+    loaded.engines.iter_mut().try_for_each(|engine| engine.warm_up().map(drop))?;
     let row = |length: &usize| Tokens { ids: (ANY_WORD..).take(*length).collect(), type_ids: vec![0; *length] };
     let batches: VecDeque<Vec<Tokens>> = batches.iter().map(|rows| rows.iter().map(row).collect()).collect();
     let batches = Mutex::new(batches);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use inferq_shared::broker::memory::MemoryBroker;
 use inferq_shared::job::Input;
 use inferq_worker::batch::Batch;
-use inferq_worker::engine::{Answer, Engine, EngineError, ModelInfo, Tokens};
+use inferq_worker::engine::{Answer, Engine, EngineError, ModelInfo, Tokens, Warm};
 
 use super::scenario::{EngineFault, HANGER, KILLER, LOSER, POISON, SLOW, Scenario, has};
 use crate::history::{History, What};
@@ -163,8 +163,8 @@ impl Scripted {
 }
 
 impl Engine for Scripted {
-    fn warm_up(&mut self) -> Result<(), EngineError> {
-        Ok(())
+    fn warm_up(&mut self) -> Result<Warm, EngineError> {
+        Ok(Warm::default())
     }
 
     fn check(&mut self) -> Result<(), EngineError> {

@@ -12,7 +12,7 @@ use inferq_shared::broker::Message;
 use inferq_shared::broker::memory::{Call, Fault, FaultPlan, Planned};
 use inferq_shared::bucket::AllowList;
 use inferq_shared::job::Limits;
-use inferq_worker::batch::BatchLimits;
+use inferq_worker::batch::{BatchLimits, Padding};
 use inferq_worker::claim::ClaimSettings;
 use inferq_worker::claim::unpack::UnpackCaps;
 use inferq_worker::in_flight::Bounds;
@@ -28,6 +28,8 @@ mod jobs;
 
 pub use self::jobs::{HANGER, KILLER, Kind, LOSER, POISON, PlannedJob, SLOW, has};
 
+/// `--check-every-s` of every worker.
+const CHECK_EVERY: Duration = Duration::from_secs(20);
 /// `--watchdog-s` of every worker.
 pub const WATCHDOG: Duration = Duration::from_secs(60);
 /// `--clock-skew-ms` of every worker.
@@ -191,6 +193,7 @@ impl Scenario {
             bounds: told.bounds,
             drain_limit: told.drain_limit,
             watchdog: WATCHDOG,
+            check_every: CHECK_EVERY,
             lease_max: told.lease_max,
             intake_threads: 2,
             seed: self.seed,
@@ -274,7 +277,7 @@ impl Told {
             drain_limit: Duration::from_secs(*[1, 25].choose(rng).expect("there are two")),
             unfit_limit: Duration::from_secs(*[20, 300].choose(rng).expect("there are two")),
             bounds: Bounds { jobs, bytes, tokens },
-            batch: BatchLimits { tokens_max, items_max, linger },
+            batch: BatchLimits { tokens_max, items_max, linger, padding: Padding::Longest },
         }
     }
 }

@@ -78,14 +78,7 @@ pub(super) fn model_files(directory: &Path) -> Result<Vec<String>, Failure> {
 /// Runs the model on a text. Loading it checks the files against the manifest just written.
 fn canary(directory: &Path, input: String) -> Result<Canary, Failure> {
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let loaded = burn::load(&burn::LoadOptions {
-        directory: directory.to_owned(),
-        name: None,
-        device: burn::DeviceChoice::Cpu,
-        replicas: NonZeroUsize::MIN,
-        threads,
-        kernels: burn::Kernels::Own,
-    })?;
+    let loaded = burn::load(&burn::LoadOptions { threads, ..burn::LoadOptions::new(directory.to_owned()) })?;
     let tokens = loaded.tokenizer.encode(&Input::Text(input.clone()), true);
     let tokens = tokens.map_err(|error| Failure::Usage(format!("--canary {input:?}: {error}")))?;
     let mut engine = loaded.engines.into_iter().next().expect("one replica is asked for");

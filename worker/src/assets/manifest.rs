@@ -18,7 +18,11 @@ pub const MANIFEST: &str = "manifest.json";
 pub const FOLDER_PREFIX: &str = "sha256-";
 
 /// Endings of what a worker may read. No pickle, ever; and a cache has the weights in other programs' formats beside.
-const ENDINGS: [&str; 4] = [".json", ".txt", ".safetensors", ".model"];
+const ENDINGS: [&str; 5] = [".json", ".txt", ".safetensors", ".model", KERNELS];
+
+/// The ending of files with a card's kernels, which travel with the model so that a fresh machine starts warm. They change how
+/// soon it computes, not what: they are no part of the revision.
+const KERNELS: &str = ".kernels";
 
 /// What identifies one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,10 +131,10 @@ impl TryFrom<ManifestJson> for Manifest {
     }
 }
 
-/// `sha256:` and the digest over the sorted lines `name size sha256`.
+/// `sha256:` and the digest over the sorted lines `name size sha256` of what decides the answers.
 pub fn revision(files: &BTreeMap<String, Fingerprint>) -> String {
     let mut lines = Sha256::new();
-    for (name, Fingerprint { size, sha256 }) in files {
+    for (name, Fingerprint { size, sha256 }) in files.iter().filter(|(name, _)| !name.ends_with(KERNELS)) {
         lines.update(format!("{name} {size} {sha256}\n"));
     }
     format!("sha256:{}", hex(&lines.finalize()))
@@ -178,6 +182,14 @@ mod tests {
         let digest = hex(&Sha256::digest(lines));
         assert_eq!(manifest().revision(), format!("sha256:{digest}"));
         assert_eq!(manifest().folder(), format!("{FOLDER_PREFIX}{digest}"));
+    }
+
+    #[test]
+    fn kernels_travel_with_the_model_and_are_no_part_of_its_revision() {
+        let mut with = manifest();
+        with.files.insert("kernels/NVIDIA-L4.kernels".to_owned(), Fingerprint { size: 3, sha256: DIGEST.to_owned() });
+        assert_eq!(with.revision(), manifest().revision());
+        assert!(is_model_file("kernels/NVIDIA-L4.kernels"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::*;
 const LINGER: Duration = Duration::from_millis(5);
 
 fn limits() -> BatchLimits {
-    BatchLimits { tokens_max: 512, items_max: 16, linger: LINGER }
+    BatchLimits { tokens_max: 512, items_max: 16, linger: LINGER, padding: Padding::Longest }
 }
 
 /// Tokens that are equal exactly when length and mark are.
@@ -297,7 +297,7 @@ fn small_jobs_beside_a_job_of_100_000_items_are_through_after_a_fair_share_of_ba
 
 #[test]
 fn a_million_items_are_pushed_and_batched() {
-    let limits = BatchLimits { tokens_max: 4096, items_max: 256, linger: LINGER };
+    let limits = BatchLimits { tokens_max: 4096, items_max: 256, linger: LINGER, padding: Padding::Longest };
     let (mut batcher, now) = (Batcher::new(limits), Instant::now());
     for job in 0..10_000_u64 {
         let item = |n: u32| (n, tokens(4 + (n as usize * 17 + job as usize * 5) % 60, job as u32 * 100 + n));
@@ -326,7 +326,7 @@ fn equal_items_of_100_000_jobs_are_one_row_and_leave_one_by_one() {
 /// A backlog of mixed lengths, topped up as it is worked off, as the worker holds it below its token budget.
 #[test]
 fn mixed_lengths_under_a_steady_backlog_waste_at_most_a_tenth_and_fill_their_batches() {
-    let limits = BatchLimits { tokens_max: 4096, items_max: 256, linger: LINGER };
+    let limits = BatchLimits { tokens_max: 4096, items_max: 256, linger: LINGER, padding: Padding::Longest };
     let (mut batcher, mut now, mut batches, mut job) = (Batcher::new(limits), Instant::now(), Vec::new(), 0_u64);
     let mut seed = 1_u64;
     let mut length = || {
@@ -348,4 +348,37 @@ fn mixed_lengths_under_a_steady_backlog_waste_at_most_a_tenth_and_fill_their_bat
     assert!(waste(&batches) <= 0.10);
     assert!(fill >= 0.7, "batches are {fill:.2} full");
     println!("waste {:.3}, fill {fill:.3}, {} batches", waste(&batches), batches.len());
+}
+
+fn on_rungs(tokens_max: usize) -> Batcher {
+    Batcher::new(BatchLimits { tokens_max, items_max: 4096, linger: LINGER, padding: Padding::Rungs })
+}
+
+#[test]
+fn a_rung_is_full_when_it_can_take_no_other_row_padded_as_it_is() {
+    let (mut batcher, now) = (on_rungs(256), Instant::now());
+    batcher.push(1, items(&[50, 55, 64], 1), None, now);
+    assert_eq!(batcher.next(now), None);
+    batcher.push(2, items(&[49], 9), None, now);
+    let batch = batcher.next(now).expect("four rows of 64 are 256 tokens");
+    assert_eq!((batch.rows().len(), batch.padded_length(), batch.padded_tokens()), (4, 64, 256));
+}
+
+proptest! {
+    #[test]
+    fn on_rungs_every_item_runs_once_and_longer_padding_than_the_rungs_costs_nothing(
+        lengths in prop::collection::vec(1_usize..2000, 1..200),
+        tokens_max in 1_usize..10_000,
+    ) {
+        let mut batcher = on_rungs(tokens_max);
+        batcher.push(1, items(&lengths, 1000), None, Instant::now());
+        let batches = drain(&mut batcher);
+        prop_assert_eq!(batches.iter().map(|batch| batch.rows().len()).sum::<usize>(), lengths.len());
+        for batch in &batches {
+            let (rows, padded) = (batch.rows(), batch.padded_tokens());
+            let alone: usize = rows.iter().map(|row| Padding::Rungs.length(row.length())).sum();
+            prop_assert!(padded <= tokens_max || rows.len() == 1);
+            prop_assert!(padded <= 2048 || padded * 10 <= alone * 11, "{padded} for {alone}");
+        }
+    }
 }

@@ -6,12 +6,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::Tokens;
 use super::burn::LoadError;
+use super::device::Precision;
 use super::ops::{Compute, LayerNorm, Linear};
 use super::weights::Weights;
 
@@ -27,7 +28,8 @@ pub(super) struct BertConfig {
     /// Token types known.
     pub(super) type_vocab_size: usize,
     intermediate_size: usize,
-    num_attention_heads: usize,
+    /// Heads of attention.
+    pub(super) num_attention_heads: usize,
     num_hidden_layers: usize,
     #[serde(default = "default_eps")]
     layer_norm_eps: f32,
@@ -80,34 +82,47 @@ impl BertConfig {
         }
         Ok(())
     }
+
+    /// Floating-point operations for one token of a text of so many, those of its products.
+    pub(super) fn operations_a_token(&self, length: usize) -> f64 {
+        let (hidden, wide) = (self.hidden_size as f64, self.intermediate_size as f64);
+        let linear = 2.0 * (4.0 * hidden * hidden + 2.0 * hidden * wide);
+        self.num_hidden_layers as f64 * (linear + 4.0 * length as f64 * hidden)
+    }
 }
 
-struct Layer {
+pub(super) struct Layer {
     /// Queries, keys and values of all heads in one product.
-    qkv: Linear,
-    attention_out: Linear,
-    attention_norm: LayerNorm,
-    up: Linear,
-    down: Linear,
-    norm: LayerNorm,
+    pub(super) qkv: Linear,
+    pub(super) attention_out: Linear,
+    pub(super) attention_norm: LayerNorm,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) norm: LayerNorm,
 }
 
 /// The encoder.
 pub(super) struct Bert {
     /// What it was built from.
     pub(super) config: BertConfig,
-    words: Tensor<2>,
-    positions: Tensor<2>,
-    types: Tensor<2>,
-    norm: LayerNorm,
-    layers: Vec<Layer>,
+    pub(super) words: Tensor<2>,
+    pub(super) positions: Tensor<2>,
+    pub(super) types: Tensor<2>,
+    pub(super) norm: LayerNorm,
+    pub(super) layers: Vec<Layer>,
 }
 
 impl Bert {
     /// Builds the encoder from its weights, layers in parallel on the current rayon pool.
-    pub(super) fn load(config: BertConfig, weights: &Weights<'_>, device: &Device) -> Result<Self, LoadError> {
+    /// Matrices and tables become numbers of `precision`; biases and norms stay in 32 bits.
+    pub(super) fn load(
+        config: BertConfig,
+        weights: &Weights<'_>,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, LoadError> {
         let prefix = if weights.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
-        let loader = Loader { weights, device, eps: config.layer_norm_eps };
+        let loader = Loader { weights, device, float: precision.into(), eps: config.layer_norm_eps };
         let hidden = config.hidden_size;
         let table =
             |name: &str, rows: usize| loader.table(&format!("{prefix}embeddings.{name}.weight"), [rows, hidden]);
@@ -131,10 +146,11 @@ impl Bert {
         Ok(Self { words, positions, types, norm, layers: layers?, config })
     }
 
-    /// A vector for each token of all items, one item after the other.
+    /// A vector for each token of all items, one item after the other; on the CPU, with so many threads.
     ///
     /// The ids must be inside the vocabulary, and no item longer than there are positions.
-    pub(super) fn forward(&self, items: &[&Tokens], compute: Compute) -> Tensor<2> {
+    pub(super) fn forward(&self, items: &[&Tokens], threads: usize) -> Tensor<2> {
+        let compute = Compute { threads };
         let ranges = ranges(items);
         let words: Vec<u32> = items.iter().flat_map(|item| item.ids.iter().copied()).collect();
         let types: Vec<u32> = items.iter().flat_map(|item| item.type_ids.iter().copied()).collect();
@@ -183,13 +199,18 @@ impl Layer {
 struct Loader<'a, 'b> {
     weights: &'a Weights<'b>,
     device: &'a Device,
+    float: FloatDType,
     eps: f32,
 }
 
 impl Loader<'_, '_> {
     fn table(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
         let table = self.weights.floats(name, &shape)?;
-        Ok(Tensor::from_data(TensorData::new(table, shape), self.device))
+        Ok(self.matrix(table, shape))
+    }
+
+    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Tensor<2> {
+        Tensor::<2>::from_data(TensorData::new(values, shape), self.device).cast(self.float)
     }
 
     fn vector(&self, values: Vec<f32>) -> Tensor<1> {
@@ -206,8 +227,7 @@ impl Loader<'_, '_> {
         for name in names {
             bias.extend(self.weights.floats(&format!("{name}.bias"), &[outputs])?);
         }
-        let weight = Tensor::from_data(TensorData::new(weight, shape), self.device);
-        Ok(Linear { weight, bias: self.vector(bias) })
+        Ok(Linear { weight: self.matrix(weight, shape), bias: self.vector(bias) })
     }
 
     /// Also under the names `gamma` and `beta` of checkpoints converted from TensorFlow.

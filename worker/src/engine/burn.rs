@@ -1,72 +1,34 @@
-//! The engine on burn: loads a Hugging Face model directory as it is, and runs it.
+//! The engine on burn: loads a Hugging Face model directory as it is, for the devices that are to run it.
 //!
-//! In: a directory, a device, the number of replicas and of threads for each. Out: engines that share one copy of the
-//! weights, the tokenizer, and what is known of the model. It never panics on a broken directory: every error names
-//! the file, what is wrong and the way out. A panic inside a library fails the batch, not the process.
+//! In: a directory, devices, a precision, the number of replicas and of threads for each. Out: engines that share one copy
+//! of the weights a device, the tokenizer, and what is known of the model. It never panics on a broken directory: every
+//! error names the file, what is wrong and the way out.
 
-use std::any::Any;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use inferq_shared::job::Input;
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::bert::{Bert, BertConfig, ranges};
-use super::ops::{self, Compute};
+use self::replicas::{Reading, Target, cores, pool, replicas, targets};
+use super::bert::BertConfig;
+use super::device::{DeviceChoice, Place, Precision};
+use super::faults::Fault;
+use super::model::{KnownAnswer, Model};
+pub use super::padded::Attention;
 use super::pooling::Pooling;
 use super::weights::WeightFiles;
-use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens, unit};
+use super::{Loaded, ModelInfo, ops};
 use crate::assets::manifest::MANIFEST;
 use crate::assets::{AssetsError, ModelDirectory};
 use crate::tokenize::{TokenizeError, Tokenizer};
 
-/// Tokens that one thread takes through the model at a time: few enough for their rows to stay in the cache, many
-/// enough for the weights to be read seldom. Reasoned from cache sizes, not tuned.
-const GROUP_TOKENS: usize = 512;
+mod replicas;
 
 /// Says how long the texts are that the model reads.
 const SENTENCE: &str = "sentence_bert_config.json";
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The processor.
-    Cpu,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = LoadError;
-
-    fn from_str(text: &str) -> Result<Self, LoadError> {
-        match text {
-            "cpu" | "auto" => Ok(Self::Cpu),
-            _ => Err(LoadError::Device(format!("no device {text:?} in this build; cpu and auto are"))),
-        }
-    }
-}
-
-impl DeviceChoice {
-    /// The only place that makes a device of burn's.
-    fn open(self) -> Device {
-        match self {
-            Self::Cpu => Device::flex(),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-        }
-    }
-}
 
 /// Whose operations compute a model on the CPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,12 +49,42 @@ pub struct LoadOptions {
     pub name: Option<String>,
     /// Where it runs.
     pub device: DeviceChoice,
-    /// Engines that share the weights.
-    pub replicas: NonZeroUsize,
-    /// Threads that each of them computes with.
+    /// In which numbers; a card's own choice is the fastest that it has, the processor's is 32 bits.
+    pub precision: Option<Precision>,
+    /// Engines that share the weights, on each device. By default one a core, or two a card, of which one packs and uploads
+    /// its batch while the other's runs.
+    pub replicas: Option<NonZeroUsize>,
+    /// Threads that each of them computes with, on the processor.
     pub threads: NonZeroUsize,
-    /// Whose operations they compute with.
+    /// Whose operations the processor computes with.
     pub kernels: Kernels,
+    /// How a card computes attention.
+    pub attention: Attention,
+    /// Tokens of a batch, padding included; a card finds its own.
+    pub batch_tokens: Option<usize>,
+    /// Where a card's kernels are kept between starts.
+    pub cache: Option<PathBuf>,
+    /// What goes wrong with the device, in tests.
+    pub fault: Option<Fault>,
+}
+
+impl LoadOptions {
+    /// The model in this directory on the processor, with one replica of one thread.
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            name: None,
+            device: DeviceChoice::Cpu,
+            precision: None,
+            replicas: Some(NonZeroUsize::MIN),
+            threads: NonZeroUsize::MIN,
+            kernels: Kernels::Own,
+            attention: Attention::default(),
+            batch_tokens: None,
+            cache: None,
+            fault: None,
+        }
+    }
 }
 
 /// Why a model could not be loaded.
@@ -154,22 +146,24 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let pooling = read_pooling(&directory)?;
     let (sentence, max_tokens) = read_lengths(&directory, &config)?;
     let dimensions = config.hidden_size;
-    let loading = pool(std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))?;
-    let (tokenizer, bert) = loading.join(
+    let places = options.device.resolve()?;
+    let targets = targets(&places, options, &directory.revision())?;
+    let loading = pool(cores())?;
+    let (tokenizer, read) = loading.join(
         || read_tokenizer(&directory, max_tokens, &sentence),
-        || read_weights(&directory, config, &options.device.open()),
+        || read_models(&directory, &Reading { config, pooling, max_tokens }, &targets),
     );
-    let (tokenizer, (bert, phases)) = (tokenizer?, bert?);
-    let known = KnownAnswer::read(&directory, &tokenizer, dimensions)?;
-    let model = Arc::new(Model { bert, pooling, max_tokens, kernels: options.kernels, known });
-    let engines =
-        (0..options.replicas.get()).map(|_| BurnEngine::boxed(&model, options.threads)).collect::<Result<_, _>>()?;
+    let (tokenizer, (mut models, phases)) = (tokenizer?, read?);
+    for (model, target) in models.iter_mut().zip(&targets) {
+        model.known.extend(read_canary(&directory, &tokenizer, dimensions, target.precision().tolerance())?);
+    }
+    let engines = replicas(models.into_iter().zip(targets), options)?;
     let info = ModelInfo {
         name: options.name.clone().unwrap_or_else(|| directory.name()),
         revision: directory.revision(),
         dimensions,
         max_tokens,
-        device: options.device.name().to_owned(),
+        device: places.iter().map(Place::to_string).collect::<Vec<_>>().join(","),
         reads_pairs: false,
     };
     tracing::debug!(
@@ -189,6 +183,14 @@ pub fn load_tokenizer(directory: &Path) -> Result<Tokenizer, LoadError> {
     let directory = ModelDirectory::open(directory)?;
     let (sentence, max_tokens) = read_lengths(&directory, &read_config(&directory)?)?;
     read_tokenizer(&directory, max_tokens, &sentence)
+}
+
+/// Floating-point operations of the encoder for one token of a text of so many: products only, which is nearly all.
+///
+/// # Errors
+/// When the directory does not hold a model that this build can run.
+pub fn operations_a_token(directory: &Path, length: usize) -> Result<f64, LoadError> {
+    Ok(read_config(&ModelDirectory::open(directory)?)?.operations_a_token(length))
 }
 
 /// How texts are read, and how many tokens the model reads.
@@ -260,12 +262,36 @@ struct Phases {
     convert: Duration,
 }
 
-fn read_weights(directory: &ModelDirectory, config: BertConfig, device: &Device) -> Result<(Bert, Phases), LoadError> {
+/// The model on each device, from one reading of its files.
+fn read_models(
+    directory: &ModelDirectory,
+    reading: &Reading,
+    targets: &[Target],
+) -> Result<(Vec<Model>, Phases), LoadError> {
     let started = Instant::now();
     let files = WeightFiles::read(directory)?;
     let read = started.elapsed();
-    let bert = Bert::load(config, &files.parse()?, device)?;
-    Ok((bert, Phases { read, convert: started.elapsed() - read }))
+    let models = reading.models(&files.parse()?, targets)?;
+    Ok((models, Phases { read, convert: started.elapsed() - read }))
+}
+
+/// The manifest's canary: an input with the vector that a sound model gives it.
+fn read_canary(
+    directory: &ModelDirectory,
+    tokenizer: &Tokenizer,
+    width: usize,
+    tolerance: f32,
+) -> Result<Option<KnownAnswer>, LoadError> {
+    let Some(canary) = directory.manifest().and_then(|manifest| manifest.canary.as_ref()) else { return Ok(None) };
+    let malformed = |what| LoadError::Malformed { path: directory.path_of(MANIFEST), what };
+    let expected = canary.embedding.values().to_vec();
+    if expected.len() != width {
+        let what = format!("the canary has {} numbers, the model gives {width}", expected.len());
+        return Err(malformed(what));
+    }
+    let tokens = tokenizer.encode(&Input::Text(canary.input.clone()), true);
+    let tokens = tokens.map_err(|error| malformed(format!("the canary's text: {error}")))?;
+    Ok(Some(KnownAnswer { tokens, expected, tolerance, source: "the manifest's canary" }))
 }
 
 fn read_json_if_there<T: DeserializeOwned>(directory: &ModelDirectory, name: &str) -> Result<Option<T>, LoadError> {
@@ -278,216 +304,9 @@ fn parse<T: DeserializeOwned>(directory: &ModelDirectory, name: &str, bytes: &[u
         .map_err(|error| LoadError::Malformed { path: directory.path_of(name), what: error.to_string() })
 }
 
-fn pool(threads: NonZeroUsize) -> Result<ThreadPool, LoadError> {
-    let built = ThreadPoolBuilder::new().num_threads(threads.get()).thread_name(|i| format!("engine-{i}")).build();
-    built.map_err(|error| LoadError::Device(format!("no threads to compute with: {error}")))
-}
-
 /// The product of two square matrices, for benchmarks: what the engine's matrix products could reach at best.
 pub fn multiply_square(a: &[f32], b: &[f32], out: &mut [f32], size: usize, threads: usize) {
     ops::multiply_square(a, b, out, size, threads);
-}
-
-/// What the replicas share.
-struct Model {
-    bert: Bert,
-    pooling: Pooling,
-    max_tokens: usize,
-    kernels: Kernels,
-    known: Option<KnownAnswer>,
-}
-
-/// The manifest's canary: tokens, and the vector of length one that they become.
-struct KnownAnswer {
-    tokens: Tokens,
-    expected: Vec<f32>,
-}
-
-impl KnownAnswer {
-    /// The largest difference that any number may have: enough for the reduced precision of a GPU's tensor cores, little
-    /// beside another model's or a damaged one's.
-    const TOLERANCE: f32 = 2e-3;
-
-    fn read(directory: &ModelDirectory, tokenizer: &Tokenizer, width: usize) -> Result<Option<Self>, LoadError> {
-        let Some(canary) = directory.manifest().and_then(|manifest| manifest.canary.as_ref()) else { return Ok(None) };
-        let malformed = |what| LoadError::Malformed { path: directory.path_of(MANIFEST), what };
-        let expected = canary.embedding.values().to_vec();
-        if expected.len() != width {
-            let what = format!("the canary has {} numbers, the model gives {width}", expected.len());
-            return Err(malformed(what));
-        }
-        let tokens = tokenizer.encode(&Input::Text(canary.input.clone()), true);
-        let tokens = tokens.map_err(|error| malformed(format!("the canary's text: {error}")))?;
-        Ok(Some(Self { tokens, expected }))
-    }
-
-    /// Compares what the device makes of it.
-    fn compare(&self, found: &[f32]) -> Result<(), EngineError> {
-        let Some(found) = unit(found) else {
-            return Err(EngineError::DeviceLost("the canary gave a vector without length".to_owned()));
-        };
-        let apart = found.iter().zip(&self.expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        if apart <= Self::TOLERANCE {
-            return Ok(());
-        }
-        let limit = Self::TOLERANCE;
-        let what = format!(
-            "the canary's embedding is {apart} from the manifest's, {limit} is allowed: the device computes wrongly, or \
-             the manifest's canary is of another model"
-        );
-        Err(EngineError::DeviceLost(what))
-    }
-}
-
-/// One replica of an embedding model.
-struct BurnEngine {
-    model: Arc<Model>,
-    pool: ThreadPool,
-}
-
-impl BurnEngine {
-    fn boxed(model: &Arc<Model>, threads: NonZeroUsize) -> Result<Box<dyn Engine>, LoadError> {
-        Ok(Box::new(Self { model: Arc::clone(model), pool: pool(threads)? }))
-    }
-
-    /// The items' vectors, as they come out of the pooling.
-    fn vectors(&self, items: &[&Tokens]) -> Result<Vec<Arc<[f32]>>, EngineError> {
-        for (place, item) in items.iter().enumerate() {
-            self.model.check(item).map_err(|what| EngineError::Failed(format!("item {place} of the batch: {what}")))?;
-        }
-        if items.is_empty() {
-            return Ok(Vec::new());
-        }
-        // A library that panics leaves nothing of ours half changed: a run has no state beyond its own buffers.
-        let run = AssertUnwindSafe(|| self.pool.install(|| self.model.run(items, self.pool.current_num_threads())));
-        let vectors = catch_unwind(run).map_err(|panic| EngineError::Failed(words_of(panic.as_ref())))??;
-        match vectors.iter().position(|vector| !vector.iter().all(|value| value.is_finite())) {
-            Some(place) => Err(EngineError::Failed(format!("item {place} of the batch: numbers that are not finite"))),
-            None => Ok(vectors),
-        }
-    }
-
-    /// A fixed input of so many tokens.
-    fn sample(&self, length: usize) -> Tokens {
-        let vocabulary = u32::try_from(self.model.bert.config.vocab_size).unwrap_or(u32::MAX);
-        let ids = (1..).take(length.clamp(1, self.model.max_tokens)).map(|i: u32| i.wrapping_mul(7919) % vocabulary);
-        let ids: Vec<u32> = ids.collect();
-        Tokens { type_ids: vec![0; ids.len()], ids }
-    }
-}
-
-impl Engine for BurnEngine {
-    fn warm_up(&mut self) -> Result<(), EngineError> {
-        // The CPU has nothing to compile; this touches every weight and grows the allocator's pools once.
-        let long = self.sample(self.model.max_tokens);
-        let threads = self.pool.current_num_threads();
-        self.vectors(&vec![&long; threads])?;
-        self.vectors(&[&self.sample(16)]).map(drop)
-    }
-
-    fn check(&mut self) -> Result<(), EngineError> {
-        let (sample, mate) = (self.sample(16), self.sample(24));
-        let lost = |error: EngineError| EngineError::DeviceLost(error.to_string());
-        let alone = self.vectors(&[&sample]).map_err(lost)?;
-        let again = self.vectors(&[&sample]).map_err(lost)?;
-        let batched = self.vectors(&[&mate, &sample]).map_err(lost)?;
-        let (Some(alone), Some(again), Some(batched)) = (unit(&alone[0]), unit(&again[0]), unit(&batched[1])) else {
-            return Err(EngineError::DeviceLost("a known input gave a vector without length".to_owned()));
-        };
-        if alone != again || alone.iter().zip(&batched).any(|(a, b)| (a - b).abs() > 1e-3) {
-            return Err(EngineError::DeviceLost("a known input gave two different answers".to_owned()));
-        }
-        let Some(known) = &self.model.known else { return Ok(()) };
-        let found = self.vectors(&[&known.tokens]).map_err(lost)?;
-        known.compare(&found[0])
-    }
-
-    fn infer(&mut self, items: &[&Tokens]) -> Result<Vec<Answer>, EngineError> {
-        Ok(self.vectors(items)?.into_iter().map(Answer::Embedding).collect())
-    }
-}
-
-impl Model {
-    /// What the model can't read in this item.
-    fn check(&self, item: &Tokens) -> Result<(), String> {
-        let config = &self.bert.config;
-        let unknown = |ids: &[u32], known: usize| ids.iter().copied().find(|id| *id as usize >= known);
-        if item.ids.is_empty() || item.ids.len() != item.type_ids.len() || item.ids.len() > self.max_tokens {
-            let (ids, types, limit) = (item.ids.len(), item.type_ids.len(), self.max_tokens);
-            return Err(format!("{ids} tokens with {types} types; the model reads 1 to {limit}, each with a type"));
-        }
-        if let Some(id) = unknown(&item.ids, config.vocab_size) {
-            return Err(format!("token {id} is not among the model's {}", config.vocab_size));
-        }
-        if let Some(id) = unknown(&item.type_ids, config.type_vocab_size) {
-            return Err(format!("token type {id} is not among the model's {}", config.type_vocab_size));
-        }
-        Ok(())
-    }
-
-    /// Runs a batch. Items are shared out in groups that each take a thread through the whole model, which leaves
-    /// nothing to wait for in between; a batch of one group has all threads in each operation.
-    fn run(&self, items: &[&Tokens], threads: usize) -> Result<Vec<Arc<[f32]>>, EngineError> {
-        if self.kernels == Kernels::Burn {
-            return self.run_group(items, Compute::Burn);
-        }
-        let groups = groups(items, threads);
-        if groups.len() < 2 {
-            return self.run_group(items, Compute::Host { threads });
-        }
-        let run = |group: &Vec<usize>| {
-            let items: Vec<&Tokens> = group.iter().map(|place| items[*place]).collect();
-            self.run_group(&items, Compute::Host { threads: 1 })
-        };
-        let vectors: Vec<_> = groups.par_iter().with_max_len(1).map(run).collect::<Result<_, _>>()?;
-        let mut placed: Vec<(usize, Arc<[f32]>)> =
-            groups.into_iter().flatten().zip(vectors.into_iter().flatten()).collect();
-        placed.sort_unstable_by_key(|(place, _)| *place);
-        Ok(placed.into_iter().map(|(_, vector)| vector).collect())
-    }
-
-    fn run_group(&self, items: &[&Tokens], compute: Compute) -> Result<Vec<Arc<[f32]>>, EngineError> {
-        let hidden = self.bert.forward(items, compute);
-        let width = self.bert.config.hidden_size;
-        let rows = hidden.try_into_data().map_err(|error| classify(&error.to_string()))?;
-        let rows = rows.as_slice::<f32>().map_err(|error| EngineError::Failed(error.to_string()))?;
-        Ok(self.pooling.pool(rows, width, &ranges(items)))
-    }
-}
-
-/// The places of the items, in groups of at most [`GROUP_TOKENS`] tokens (or one item), as equal as can be and as many
-/// as keep every thread busy.
-fn groups(items: &[&Tokens], threads: usize) -> Vec<Vec<usize>> {
-    let length = |place: usize| items[place].ids.len();
-    let total: usize = (0..items.len()).map(length).sum();
-    let wanted = total.div_ceil(GROUP_TOKENS).next_multiple_of(threads).min(items.len()).max(1);
-    let mut places: Vec<usize> = (0..items.len()).collect();
-    places.sort_by_key(|place| std::cmp::Reverse(length(*place)));
-    let mut groups = vec![(0, Vec::new()); wanted];
-    for place in places {
-        let lightest = groups.iter_mut().min_by_key(|(tokens, _)| *tokens).expect("at least one group is wanted");
-        lightest.0 += length(place);
-        lightest.1.push(place);
-    }
-    groups.into_iter().map(|(_, places)| places).filter(|places| !places.is_empty()).collect()
-}
-
-/// burn names no kinds of error, so the words decide.
-fn classify(message: &str) -> EngineError {
-    let words = message.to_lowercase();
-    if words.contains("out of memory") || words.contains("alloc") {
-        return EngineError::OutOfMemory(message.to_owned());
-    }
-    if words.contains("poisoned") {
-        return EngineError::DeviceLost(message.to_owned());
-    }
-    EngineError::Failed(message.to_owned())
-}
-
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    format!("the engine's library panicked: {text}")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens};
+use super::{Answer, Engine, EngineError, Loaded, ModelInfo, Tokens, Warm};
 use crate::tokenize::{Tokenizer, word_id};
 
 /// Numbers in an echo embedding.
@@ -102,8 +102,8 @@ impl Echo {
 }
 
 impl Engine for Echo {
-    fn warm_up(&mut self) -> Result<(), EngineError> {
-        Ok(())
+    fn warm_up(&mut self) -> Result<Warm, EngineError> {
+        Ok(Warm::default())
     }
 
     fn check(&mut self) -> Result<(), EngineError> {

@@ -1,15 +1,14 @@
-//! The few operations that a transformer encoder is made of, on burn's tensors, each in two forms: composed of burn's
-//! own operations, for any device, and with kernels of our own on the memory of a CPU tensor.
+//! The few operations that a transformer encoder is made of, with kernels of our own on the memory of CPU tensors.
 //!
-//! In and out: flat tensors with a row for each token of a batch, items one after the other, without padding. Both forms
-//! give the same numbers (tested). Our own read weights in place, write into fresh or uniquely owned buffers, and use as
-//! many threads of the current rayon pool as they are told.
+//! In and out: flat tensors with a row for each token of a batch, items one after the other, without padding. They give
+//! the same numbers as burn's own operations in `padded/forward.rs` (tested), read weights in place, write into fresh or
+//! uniquely owned buffers, and use as many threads of the current rayon pool as they are told.
 
 use std::ops::Range;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{DType, Flex};
-use burn::tensor::{Bool, Bytes, Device, Int, Shape, Tensor, TensorData, activation};
+use burn::tensor::{Bytes, Shape, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -39,32 +38,25 @@ pub(super) struct LayerNorm {
     pub(super) eps: f32,
 }
 
-/// Which form of the operations runs.
+/// Runs the operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compute {
-    /// burn's own, on any device.
-    Burn,
-    /// Ours, on the CPU, with so many threads.
-    Host {
-        /// 1 stays on the calling thread.
-        threads: usize,
-    },
+pub(super) struct Compute {
+    /// How many threads share one; 1 stays on the calling thread.
+    pub(super) threads: usize,
 }
 
 impl Compute {
     /// `x · weight + bias`.
     pub(super) fn linear(self, x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
-        let Self::Host { threads } = self else { return portable_linear(x, layer) };
-        let mut out = product(x, &layer.weight, threads);
-        by_rows(&mut out, &layer.bias, threads, |rows, _, bias| kernels::add_bias(rows, bias));
+        let mut out = product(x, &layer.weight, self.threads);
+        by_rows(&mut out, &layer.bias, self.threads, |rows, _, bias| kernels::add_bias(rows, bias));
         into_tensor(out, layer.bias.dims()[0])
     }
 
     /// The exact GELU of `x · weight + bias`.
     pub(super) fn linear_gelu(self, x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
-        let Self::Host { threads } = self else { return activation::gelu(portable_linear(x, layer)) };
-        let mut out = product(x, &layer.weight, threads);
-        by_rows(&mut out, &layer.bias, threads, |rows, _, bias| kernels::bias_gelu(rows, bias));
+        let mut out = product(x, &layer.weight, self.threads);
+        by_rows(&mut out, &layer.bias, self.threads, |rows, _, bias| kernels::bias_gelu(rows, bias));
         into_tensor(out, layer.bias.dims()[0])
     }
 
@@ -76,14 +68,11 @@ impl Compute {
         residual: Tensor<2>,
         norm: &LayerNorm,
     ) -> Tensor<2> {
-        let Self::Host { threads } = self else {
-            return portable_norm(portable_linear(x, layer) + residual, norm);
-        };
-        let mut out = product(x, &layer.weight, threads);
+        let mut out = product(x, &layer.weight, self.threads);
         let (gamma, beta, residual) = (host(&norm.gamma), host(&norm.beta), host(&residual));
         let norm = kernels::Norm { gamma: numbers(&gamma), beta: numbers(&beta), eps: norm.eps };
         let residual = numbers(&residual);
-        by_rows(&mut out, &layer.bias, threads, |rows, at, bias| {
+        by_rows(&mut out, &layer.bias, self.threads, |rows, at, bias| {
             kernels::add_norm(rows, bias, &residual[at..at + rows.len()], norm);
         });
         into_tensor(out, layer.bias.dims()[0])
@@ -93,7 +82,6 @@ impl Compute {
     /// row number for each token.
     pub(super) fn embed(self, tables: [&Tensor<2>; 3], ids: [&[u32]; 3], norm: &LayerNorm) -> Tensor<2> {
         let width = norm.gamma.dims()[0];
-        let Self::Host { .. } = self else { return portable_embed(tables, ids, norm) };
         let tables = tables.map(host);
         let [a, b, c] = tables.each_ref().map(numbers);
         let row = |table: &'_ [f32], id: u32| -> Range<usize> {
@@ -114,7 +102,6 @@ impl Compute {
     /// Scaled dot-product attention of each item's tokens to each other. Rows of `qkv` hold queries, keys and values of
     /// all heads; `items` are the ranges of rows.
     pub(super) fn attention(self, qkv: Tensor<2>, items: &[Range<usize>], heads: usize) -> Tensor<2> {
-        let Self::Host { threads } = self else { return portable_attention(qkv, items, heads) };
         let [rows, width] = qkv.dims();
         let width = width / 3;
         let qkv = host(&qkv);
@@ -130,7 +117,7 @@ impl Compute {
                 rest = after;
             }
         }
-        if threads == 1 || blocks.len() == 1 {
+        if self.threads == 1 || blocks.len() == 1 {
             blocks.into_iter().for_each(|(start, item, block)| attention.run(start, &item, block));
         } else {
             blocks.into_par_iter().for_each(|(start, item, block)| attention.run(start, &item, block));
@@ -261,53 +248,4 @@ fn into_tensor(values: Vec<f32>, width: usize) -> Tensor<2> {
     let shape = Shape::from([values.len() / width, width]);
     let tensor = FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32);
     Tensor::from_primitive::<Flex>(tensor)
-}
-
-fn portable_linear(x: &Tensor<2>, layer: &Linear) -> Tensor<2> {
-    x.clone().matmul(layer.weight.clone()) + layer.bias.clone().unsqueeze()
-}
-
-fn portable_norm(x: Tensor<2>, norm: &LayerNorm) -> Tensor<2> {
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = (centred.clone() * centred.clone()).mean_dim(1);
-    centred / (variance + norm.eps).sqrt() * norm.gamma.clone().unsqueeze() + norm.beta.clone().unsqueeze()
-}
-
-fn portable_embed(tables: [&Tensor<2>; 3], ids: [&[u32]; 3], norm: &LayerNorm) -> Tensor<2> {
-    let device = norm.gamma.device();
-    let [a, b, c] =
-        [0, 1, 2].map(|i| tables[i].clone().select(0, indices(ids[i].iter().map(|id| *id as usize), &device)));
-    portable_norm(a + b + c, norm)
-}
-
-/// Pads the items to the longest, so that one product serves all heads of all items, and takes the padding out again.
-fn portable_attention(qkv: Tensor<2>, items: &[Range<usize>], heads: usize) -> Tensor<2> {
-    let device = qkv.device();
-    let width = qkv.dims()[1] / 3;
-    let size = width / heads;
-    let longest = items.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
-    let padded = |item: &Range<usize>| {
-        (0..longest).map({
-            let item = item.clone();
-            move |i| item.start + i.min(item.len() - 1)
-        })
-    };
-    let rows = indices(items.iter().flat_map(padded), &device);
-    let split = qkv.select(0, rows).reshape([items.len(), longest, 3, heads, size]).permute([2, 0, 3, 1, 4]);
-    let part = |i: usize| split.clone().narrow(0, i, 1).reshape([items.len(), heads, longest, size]);
-    let scores = part(0).matmul(part(1).swap_dims(2, 3)) / (size as f32).sqrt();
-    let is_padding: Vec<bool> = items.iter().flat_map(|item| (0..longest).map(|i| i >= item.len())).collect();
-    let mask = Tensor::<4, Bool>::from_data(TensorData::new(is_padding, [items.len(), 1, 1, longest]), &device);
-    let weights =
-        activation::softmax(scores.mask_fill(mask.expand([items.len(), heads, longest, longest]), f32::MIN), 3);
-    let padded = weights.matmul(part(2)).swap_dims(1, 2).reshape([items.len() * longest, width]);
-    let kept = items.iter().enumerate().flat_map(|(i, item)| (0..item.len()).map(move |j| i * longest + j));
-    padded.select(0, indices(kept, &device))
-}
-
-fn indices(rows: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
-    let rows: Vec<i32> =
-        rows.map(|row| i32::try_from(row).expect("a batch has fewer rows than an i32 counts")).collect();
-    let shape = [rows.len()];
-    Tensor::from_data(TensorData::new(rows, shape), device)
 }

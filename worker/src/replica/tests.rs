@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::batch::{BatchLimits, Batcher};
+use crate::batch::{BatchLimits, Batcher, Padding};
+use crate::engine::Warm;
 
 /// Fails on some tokens, has no room for more than so many items, and counts its runs.
 struct Scripted {
@@ -24,8 +25,8 @@ impl Scripted {
 }
 
 impl Engine for Scripted {
-    fn warm_up(&mut self) -> Result<(), EngineError> {
-        Ok(())
+    fn warm_up(&mut self) -> Result<Warm, EngineError> {
+        Ok(Warm::default())
     }
 
     fn check(&mut self) -> Result<(), EngineError> {
@@ -46,7 +47,8 @@ impl Engine for Scripted {
 }
 
 fn batch(rows: u32) -> Batch {
-    let limits = BatchLimits { tokens_max: 1 << 20, items_max: 1 << 12, linger: Duration::ZERO };
+    let limits =
+        BatchLimits { tokens_max: 1 << 20, items_max: 1 << 12, linger: Duration::ZERO, padding: Padding::Longest };
     let mut batcher = Batcher::new(limits);
     let now = Instant::now();
     let tokens = |id| Arc::new(Tokens { ids: vec![id], type_ids: vec![0] });

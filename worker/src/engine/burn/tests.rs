@@ -10,6 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::*;
+use crate::engine::{Answer, EngineError, Tokens, unit};
 
 const HIDDEN: usize = 12;
 const WIDE: usize = 20;
@@ -84,14 +85,8 @@ fn model() -> tempfile::TempDir {
 }
 
 fn options(directory: &Path, threads: usize, kernels: Kernels) -> LoadOptions {
-    LoadOptions {
-        directory: directory.to_owned(),
-        name: None,
-        device: DeviceChoice::Cpu,
-        replicas: NonZeroUsize::MIN,
-        threads: NonZeroUsize::new(threads).unwrap(),
-        kernels,
-    }
+    let threads = NonZeroUsize::new(threads).unwrap();
+    LoadOptions { threads, kernels, ..LoadOptions::new(directory.to_owned()) }
 }
 
 fn open(directory: &Path) -> Result<Loaded, LoadError> {
@@ -349,7 +344,7 @@ fn half_precision_weights_are_read_as_single() {
 fn replicas_share_one_copy_of_the_weights() {
     let directory = model();
     let mut options = options(directory.path(), 1, Kernels::Own);
-    options.replicas = NonZeroUsize::new(3).unwrap();
+    options.replicas = NonZeroUsize::new(3);
     let mut loaded = load(&options).unwrap();
     let item = &items(&[7])[0];
     let answers: Vec<_> = loaded.engines.iter_mut().map(|engine| engine.infer(&[item]).unwrap()).collect();
@@ -357,33 +352,85 @@ fn replicas_share_one_copy_of_the_weights() {
 }
 
 #[test]
-fn groups_hold_every_item_once_and_keep_all_threads_busy() {
-    let lengths: Vec<usize> = (1..200).map(|i| i * 37 % 60 + 1).collect();
-    let items = items(&lengths);
-    let items: Vec<&Tokens> = items.iter().collect();
-    for (count, threads) in [(1, 4), (2, 2), (3, 2), (8, 3), (199, 1), (199, 2), (199, 7)] {
-        let groups = groups(&items[..count], threads);
-        let mut places: Vec<usize> = groups.iter().flatten().copied().collect();
-        places.sort_unstable();
-        assert_eq!(places, (0..count).collect::<Vec<_>>());
-        assert!(groups.len() >= threads.min(count), "{count} items, {threads} threads: {} groups", groups.len());
-        let tokens = |group: &Vec<usize>| group.iter().map(|place| lengths[*place]).sum::<usize>();
-        assert!(groups.iter().all(|group| tokens(group) <= GROUP_TOKENS + 60));
+fn padded_batches_give_the_same_numbers_whatever_has_room() {
+    let directory = model();
+    let items = items(&[1, 80, 3, 17, 64, 65, 2, 33, 16, 31, 5, 5, 79]);
+    for pooling in ["mean", "cls", "max"] {
+        write(directory.path(), "1_Pooling/config.json", format!("{{\"pooling_mode\": \"{pooling}\"}}"));
+        let expected = vectors(&mut open(directory.path()).unwrap(), &items);
+        for batch_tokens in [1, 64, 200, 4096] {
+            let options =
+                LoadOptions { batch_tokens: Some(batch_tokens), ..options(directory.path(), 1, Kernels::Burn) };
+            let mut padded = load(&options).unwrap();
+            let apart = largest_difference(&vectors(&mut padded, &items), &expected);
+            assert!(apart < 1e-5, "{pooling}, {batch_tokens} tokens: {apart}");
+        }
     }
 }
 
 #[test]
-fn a_device_that_is_not_there_is_refused_by_name() {
-    assert_eq!("cpu".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cpu);
-    assert_eq!("auto".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cpu);
-    let error = "cuda:0".parse::<DeviceChoice>().unwrap_err().to_string();
-    assert_eq!(error, "no device \"cuda:0\" in this build; cpu and auto are");
+fn a_device_without_room_is_given_smaller_batches_and_the_answers_stay() {
+    let directory = model();
+    let items = items(&[9, 80, 3, 17, 64, 12]);
+    let expected = vectors(&mut open(directory.path()).unwrap(), &items);
+    let with = |fault: &str| LoadOptions {
+        batch_tokens: Some(512),
+        fault: Some(fault.parse().unwrap()),
+        ..options(directory.path(), 1, Kernels::Burn)
+    };
+    let mut short = load(&with("oom@0")).unwrap();
+    let warm = short.engines[0].warm_up().unwrap();
+    assert!(warm.batch_tokens.is_some_and(|tokens| tokens < 2 * 80), "{warm:?}");
+    short.engines[0].check().unwrap();
+    assert!(largest_difference(&vectors(&mut short, &items), &expected) < 1e-5);
 }
 
 #[test]
-fn a_panic_inside_a_library_becomes_words() {
-    let caught = catch_unwind(|| panic!("index {} is out of bounds", 3)).unwrap_err();
-    assert_eq!(words_of(caught.as_ref()), "the engine's library panicked: index 3 is out of bounds");
-    assert!(matches!(classify("CUDA: out of memory"), EngineError::OutOfMemory(_)));
-    assert!(matches!(classify("The device is poisoned"), EngineError::DeviceLost(_)));
+fn a_padded_device_is_checked_against_what_the_processor_computes() {
+    let directory = model();
+    let checked = |fault: Option<&str>| {
+        let fault = fault.map(|fault| fault.parse().unwrap());
+        let mut loaded = load(&LoadOptions { fault, ..options(directory.path(), 1, Kernels::Burn) }).unwrap();
+        loaded.engines[0].check()
+    };
+    assert_eq!(checked(None), Ok(()));
+    for (fault, says) in
+        [("zeros@0", "without length"), ("nan@0", "not finite"), ("wrong@0", "that the processor computed")]
+    {
+        let error = checked(Some(fault)).unwrap_err();
+        assert!(matches!(&error, EngineError::DeviceLost(what) if what.contains(says)), "{fault}: {error}");
+    }
+}
+
+#[test]
+fn each_precision_keeps_within_its_tolerance() {
+    let directory = model();
+    let items = items(&[1, 80, 3, 17, 64]);
+    let units = |vectors: Vec<Vec<f32>>| vectors.iter().map(|vector| unit(vector).unwrap()).collect::<Vec<_>>();
+    let expected = units(vectors(&mut open(directory.path()).unwrap(), &items));
+    for precision in Precision::ALL {
+        let options = LoadOptions { precision: Some(precision), ..options(directory.path(), 1, Kernels::Burn) };
+        let found = units(vectors(&mut load(&options).unwrap(), &items));
+        let apart = largest_difference(&found, &expected);
+        assert!(apart < precision.tolerance(), "{precision}: {apart}");
+        assert_eq!(apart < 1e-5, precision == Precision::F32, "{precision}: {apart}");
+    }
+}
+
+#[test]
+fn the_processor_refuses_to_be_less_exact() {
+    let directory = model();
+    let options = LoadOptions { precision: Some(Precision::Bf16), ..LoadOptions::new(directory.path().to_owned()) };
+    let error = load(&options).err().unwrap().to_string();
+    assert!(error.contains("precision bf16") && error.contains("f32"), "{error}");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_card_in_a_build_without_any_is_refused_with_what_to_build() {
+    let directory = model();
+    let device = "cuda:0".parse().unwrap();
+    let error =
+        load(&LoadOptions { device, ..LoadOptions::new(directory.path().to_owned()) }).err().unwrap().to_string();
+    assert!(error.contains("make cuda"), "{error}");
 }
