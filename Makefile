@@ -22,7 +22,11 @@ BROKER ?= rabbitmq
 # The model's folder: INFERQ_TEST_MODEL if that is set, else fetched once. A recipe's shell variable.
 MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}"
 
-.PHONY: help demo test lint fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq bench-pubsub chaos clean tools
+# Graphics cards beside the CPU; the default build has none.
+CUDA := --features inferq-worker/cuda
+DEVICE ?= cuda:0
+
+.PHONY: binaries help demo test lint cuda cuda-kernels gpu-check fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq bench-pubsub chaos clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +55,7 @@ test: tools ## every test
 lint: tools ## format, clippy, documentation, licences; shell scripts where shellcheck is there
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --all-targets $(CUDA) -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
 	@if command -v cargo-deny > /dev/null; then cargo-deny --locked check --hide-inclusion-graph licenses bans sources; \
 	elif [ -n "$${CI:-}" ]; then echo "cargo-deny is missing: cargo install cargo-deny --locked" >&2; exit 1; \
@@ -58,6 +63,26 @@ lint: tools ## format, clippy, documentation, licences; shell scripts where shel
 	@if command -v shellcheck > /dev/null; then shellcheck .ci/run $$(git ls-files '*.sh'); \
 	elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing: apt install shellcheck" >&2; exit 1; \
 	else echo "lint: shell scripts not checked (apt install shellcheck)"; fi
+
+cuda: tools ## the binaries with CUDA, stripped, in the target folder's cuda/; they run on the CPU too
+	$(CARGO) build --release --locked --workspace $(CUDA)
+	@mkdir -p "$(TARGET)/cuda"
+	@for binary in inferq inferq-worker bench_device; do \
+		strip --strip-all -o "$(TARGET)/cuda/$$binary" "$(TARGET)/release/$$binary"; \
+	done
+	@ls -l "$(TARGET)/cuda"
+
+cuda-kernels: cuda ## compile and assemble the kernels for each kind of card, without one; takes long
+	@$(MODEL); tests/tools/cuda_kernels.sh "$(TARGET)/cuda/bench_device" "$$model"
+
+gpu-check: ## every check and measurement of a graphics card, in ten minutes; DEVICE=cpu for a dry run
+	@if [ "$(DEVICE)" = cpu ]; then $(MAKE) --no-print-directory binaries; else $(MAKE) --no-print-directory cuda; fi
+	@$(MODEL); folder=cuda; if [ "$(DEVICE)" = cpu ]; then folder=release; fi; \
+	python3 tests/tools/gpu_check.py --bin "$(TARGET)/$$folder" --model "$$model" --device "$(DEVICE)" \
+		--out "$(TARGET)/gpu-check"
+
+binaries: tools
+	@$(CARGO) build --release --locked --workspace
 
 fuzz: tools ## fuzz each decoder, FUZZ_SECONDS=600 in total; needs a nightly Rust
 	@$(CARGO) +nightly --version > /dev/null || { echo "nightly Rust is missing: rustup install nightly" >&2; exit 1; }
