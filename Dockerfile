@@ -1,11 +1,13 @@
-# Both binaries, in one image without a compiler. `docker build .`, or `docker compose up --build`.
+# Both binaries, in one image without a compiler. `docker build .`, or `docker compose up --build`. For NVIDIA's cards:
+# `docker build --target inferq-cuda --tag inferq-cuda .`
 #
 # Dependencies are built from the manifests alone, before the sources come: a change of our code doesn't build them
 # again. No syntax of BuildKit's own, so that any builder takes it.
 
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95-slim-bookworm AS dependencies
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY vendor vendor
 COPY shared/Cargo.toml shared/
 COPY worker/Cargo.toml worker/
 COPY producer/Cargo.toml producer/
@@ -15,6 +17,8 @@ RUN mkdir -p shared/src worker/src producer/src tests/src tests/it \
     && touch shared/src/lib.rs worker/src/lib.rs producer/src/lib.rs tests/src/lib.rs tests/it/main.rs \
     && echo 'fn main() {}' | tee worker/src/main.rs > producer/src/main.rs \
     && cargo build --release --locked -p inferq-worker -p inferq-producer
+
+FROM dependencies AS build
 COPY shared shared
 COPY worker worker
 COPY producer producer
@@ -23,6 +27,26 @@ RUN find shared worker producer -name '*.rs' -exec touch {} + \
     && cargo build --release --locked -p inferq-worker -p inferq-producer \
     && strip --strip-all -o /inferq target/release/inferq \
     && strip --strip-all -o /inferq-worker target/release/inferq-worker
+
+FROM dependencies AS dependencies-cuda
+RUN cargo build --release --locked -p inferq-worker -p inferq-producer --features inferq-worker/cuda
+
+FROM dependencies-cuda AS build-cuda
+COPY shared shared
+COPY worker worker
+COPY producer producer
+RUN find shared worker producer -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked -p inferq-worker -p inferq-producer --features inferq-worker/cuda \
+    && strip --strip-all -o /inferq target/release/inferq \
+    && strip --strip-all -o /inferq-worker target/release/inferq-worker
+
+# NVRTC and the headers that kernels include, and nothing else of CUDA.
+FROM debian:bookworm-slim AS cuda
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY tests/tools/cuda_toolkit.sh /
+RUN INFERQ_TOOLS_CACHE=/cache /cuda_toolkit.sh --runtime-only > /folder && mv "$(tail -n 1 /folder)" /cuda
 
 # A model for trying it out, sentence-transformers/all-MiniLM-L6-v2.
 FROM build AS model
@@ -51,6 +75,23 @@ EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["inferq-worker", "health"]
 # Not through a shell: the worker is process 1 and gets SIGTERM.
 ENTRYPOINT ["inferq-worker"]
+
+# Smaller than on nvidia/cuda:12-base with the packages of NVRTC and of the headers. The driver comes from the host, by NVIDIA's
+# container toolkit.
+FROM inferq AS inferq-cuda
+USER root
+RUN install -d -o inferq -g inferq /cache
+COPY --from=cuda /cuda /usr/local/cuda
+COPY --from=build-cuda /inferq /inferq-worker /usr/local/bin/
+USER 10001:10001
+# CUDA_CACHE_PATH: where the driver keeps what it makes of the kernels that we keep.
+ENV LD_LIBRARY_PATH=/usr/local/cuda/lib \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    INFERQ_DEVICE=auto \
+    INFERQ_CACHE_DIR=/cache \
+    CUDA_CACHE_PATH=/cache/driver
+VOLUME /cache
 
 FROM inferq AS assets
 COPY --from=model /model /model
