@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -14,6 +15,7 @@ use inferq_shared::job::ObjectFormat;
 use inferq_shared::reply::ItemResult;
 use tokio::task::block_in_place;
 
+use super::check::{RECOVERY_FROM_SILENCE_MAX, RECOVERY_MAX};
 use super::schedule::Fault;
 use crate::endpoints::{self, Endpoints, Store};
 use crate::line::job_into;
@@ -47,6 +49,14 @@ impl Server {
     /// A RabbitMQ. `None` where it is not installed, which has been said.
     pub fn rabbitmq() -> Option<Self> {
         RabbitmqServer::own().map(Self::Rabbitmq)
+    }
+
+    /// How soon workers are to answer again after a fault is over.
+    pub fn recovery_max(&self) -> Duration {
+        match self {
+            Self::Rabbitmq(_) => RECOVERY_MAX,
+            Self::PubSub(..) => RECOVERY_FROM_SILENCE_MAX,
+        }
     }
 
     /// A Pub/Sub emulator and a bucket. `None` where one of them is not installed, which has been said.

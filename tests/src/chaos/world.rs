@@ -91,13 +91,13 @@ pub(super) async fn run(server: &Server, options: Options) -> Result<Summary> {
     std::fs::write(folder.join("history.txt"), record.to_string())?;
     println!("history and logs: {}", folder.display());
     broke?;
-    let mut summary = summary(&record, server.faults(), options);
+    let mut summary = summary(&record, server, options);
     summary.broken.extend(left?);
     Ok(summary)
 }
 
-fn summary(record: &Record, faults: &[Fault], options: Options) -> Summary {
-    let entries = record.entries();
+fn summary(record: &Record, server: &Server, options: Options) -> Summary {
+    let (entries, faults) = (record.entries(), server.faults());
     let how_many = |is: fn(&What) -> bool| entries.iter().filter(|entry| is(&entry.what)).count();
     Summary {
         jobs: how_many(|what| matches!(what, What::Confirmed { .. })),
@@ -105,7 +105,7 @@ fn summary(record: &Record, faults: &[Fault], options: Options) -> Summary {
         faults: faults.iter().map(|fault| (*fault, count(&entries, *fault))).collect(),
         recoveries: recoveries(&entries, WORKERS),
         memory_kib: memory_kib(&entries),
-        broken: broken(&entries, faults, options.length, WORKERS),
+        broken: broken(&entries, faults, options.length, WORKERS, server.recovery_max()),
     }
 }
 

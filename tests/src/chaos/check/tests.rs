@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use inferq_shared::reply::Status;
 
-use super::{Recoveries, broken, quantile, recoveries};
+use super::{RECOVERY_MAX, Recoveries, broken, quantile, recoveries};
 use crate::chaos::record::{Entry, What};
 use crate::chaos::schedule::Fault;
 
@@ -34,7 +34,7 @@ fn sound() -> Vec<Entry> {
 fn with(entries: impl IntoIterator<Item = Entry>) -> Vec<String> {
     let mut history = sound();
     history.extend(entries);
-    broken(&history, Fault::RABBITMQ, LENGTH, 1)
+    broken(&history, Fault::RABBITMQ, LENGTH, 1, RECOVERY_MAX)
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_failed_reply_is_refused_even_beside_a_good_one() {
 
 #[test]
 fn a_fault_that_never_happened_is_missed() {
-    let said = broken(&sound(), Fault::RABBITMQ, Duration::from_secs(600), 1);
+    let said = broken(&sound(), Fault::RABBITMQ, Duration::from_secs(600), 1, RECOVERY_MAX);
     assert_eq!(said.len(), Fault::RABBITMQ.len());
     assert!(said.contains(&"Restart happened 0 times, not 5".to_owned()), "{said:?}");
 }
