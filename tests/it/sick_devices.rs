@@ -1,7 +1,7 @@
 //! A device that fails, in every way that one can: real workers with the real model, the fault injected, on any machine.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use inferq_shared::reply::{Reply, Status};
 use inferq_tests::process::{WorkerProcess, worker_command};
@@ -27,6 +27,14 @@ fn start(queue: &QueueFile, model: &Path, fault: Option<&str>) -> WorkerProcess 
         command.args(["--inject-fault", fault]);
     }
     WorkerProcess::spawn(&mut command)
+}
+
+/// The model with a known answer.
+fn with_canary(folder: &TempDir) -> PathBuf {
+    let model = folder.path().join("minilm");
+    minilm(&model);
+    done(&[&"manifest", &model, &"--canary"]);
+    model
 }
 
 /// What the worker that has ended left for Kubernetes to show.
@@ -83,9 +91,7 @@ async fn a_device_that_recovers_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_computes_wrongly_never_takes_a_job() {
     let folder = TempDir::new().unwrap();
-    let model = folder.path().join("minilm");
-    minilm(&model);
-    done(&[&"manifest", &model, &"--canary"]);
+    let model = with_canary(&folder);
     for (fault, says) in [("zeros@0", "without length"), ("nan@0", "not finite"), ("wrong@0", "the manifest's canary")]
     {
         let queue = QueueFile::new().await;
@@ -101,9 +107,7 @@ async fn a_device_that_computes_wrongly_never_takes_a_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_begins_to_compute_wrongly_is_found_by_its_regular_check() {
     let folder = TempDir::new().unwrap();
-    let model = folder.path().join("minilm");
-    minilm(&model);
-    done(&[&"manifest", &model, &"--canary"]);
+    let model = with_canary(&folder);
     let queue = QueueFile::new().await;
     // More than can be answered before the first check is due.
     queue.publish(numbered(0..20_000)).await;

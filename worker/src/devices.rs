@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::assets;
 use crate::engine::burn::{LoadError, operations_a_token};
 use crate::engine::device::{Card, Compiler, Precision, cards};
+use crate::heaps::cores;
 
 /// Shown after `devices --help`.
 pub const HELP: &str = "\
@@ -137,10 +138,6 @@ fn compiler_as_line(compiler: &Compiler) -> String {
 
 fn dotted((major, minor): (u32, u32)) -> String {
     format!("{major}.{minor}")
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[cfg(test)]

@@ -311,7 +311,7 @@ impl Desk {
 
     fn take_ran(&mut self, ran: Option<Ran>, stage: &Dispatch) -> Result<(), DeviceLost> {
         let Some(ran) = ran else { return Err(DeviceLost("no replica is left".to_owned())) };
-        self.lanes[ran.lane].has_run();
+        let jobs = self.lanes[ran.lane].has_run();
         self.tally.add(&ran);
         if traces::is_on() {
             self.trace(&ran);
@@ -336,10 +336,7 @@ impl Desk {
                 stage.in_flight.set_tokens_max(tokens_max(speed, stage.drain_limit));
                 Ok(())
             }
-            Err(reason) => {
-                let jobs = ran.batch.rows().iter().flat_map(|row| &row.members).map(|member| member.job).collect();
-                Err(self.lose_device(jobs, reason, &stage.health))
-            }
+            Err(reason) => Err(self.lose_device(jobs, reason, &stage.health)),
         }
     }
 
@@ -425,9 +422,15 @@ impl Lane {
         let _ = self.sender.try_send(batch);
     }
 
-    fn has_run(&mut self) {
-        self.batches.pop_front();
-        if self.batches.is_empty() { self.pulse.rest() } else { self.pulse.beat() }
+    /// Whose items were in the batch.
+    fn has_run(&mut self) -> BTreeSet<JobKey> {
+        let jobs = self.batches.pop_front().unwrap_or_default();
+        if self.batches.is_empty() {
+            self.pulse.rest()
+        } else {
+            self.pulse.beat()
+        }
+        jobs
     }
 }
 

@@ -48,9 +48,12 @@ pub(super) fn open(card: u16, options: &LoadOptions, keep: Option<&str>) -> Resu
         ));
     }
     tracing::info!(card, name, %precision, "graphics card");
-    let key = key(&name, precision, keep.unwrap_or_default())?;
-    let kept = |own, folder| KernelCache::open(own, folder, &options.directory, &key);
-    let kernels = own.zip(options.cache.as_deref()).map(|(own, folder)| kept(own, folder));
+    let kernels = match (keep, own, &options.cache) {
+        (Some(revision), Some(own), Some(folder)) => {
+            Some(KernelCache::open(own, folder, &options.directory, &key(&name, precision, revision)?))
+        }
+        _ => None,
+    };
     let bus = bus(&device);
     let sick = bus.map_or_else(|| -> Sick { Box::new(|| None) }, |bus| card_watch::watch(&bus));
     Ok(On { device, precision, kernels, sick })

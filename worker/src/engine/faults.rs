@@ -1,5 +1,4 @@
-//! Faults of a device, on demand: so that every way in which a graphics card fails can be walked on any machine. For tests; a
-//! worker that has them says so with every start.
+//! Faults of a device, on demand: so that every way in which a graphics card fails can be walked on any machine. For tests.
 //!
 //! In: what is to go wrong, and from which run of the engine on. Out: that. Checks run on the same device, so they meet the
 //! same faults.

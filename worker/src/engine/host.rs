@@ -13,7 +13,7 @@ use super::{EngineError, Tokens};
 
 /// Tokens that one thread takes through the model at a time: few enough for their rows to stay in the cache, many
 /// enough for the weights to be read seldom. Reasoned from cache sizes, not tuned.
-pub(super) const GROUP_TOKENS: usize = 512;
+const GROUP_TOKENS: usize = 512;
 
 /// A vector for each item. Items are shared out in groups that each take a thread through the whole model, which leaves
 /// nothing to wait for in between; a batch of one group has all threads in each operation.
