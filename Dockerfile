@@ -4,7 +4,11 @@
 # Dependencies are built from the manifests alone, before the sources come: a change of our code doesn't build them
 # again. No syntax of BuildKit's own, so that any builder takes it.
 
-FROM rust:1.95-slim-bookworm AS dependencies
+# Bases, to be pinned by digest: --build-arg RUST_IMAGE=rust@sha256:… (`docker buildx imagetools inspect rust:1.95-slim-bookworm`).
+ARG RUST_IMAGE=rust:1.95-slim-bookworm
+ARG DEBIAN_IMAGE=debian:bookworm-slim
+
+FROM $RUST_IMAGE AS dependencies
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY vendor vendor
@@ -41,7 +45,7 @@ RUN find shared worker producer -name '*.rs' -exec touch {} + \
     && strip --strip-all -o /inferq-worker target/release/inferq-worker
 
 # NVRTC and the headers that kernels include, and nothing else of CUDA.
-FROM debian:bookworm-slim AS cuda
+FROM $DEBIAN_IMAGE AS cuda
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
@@ -56,7 +60,7 @@ RUN apt-get update \
 COPY tests/tools/fetch_model.sh /
 RUN INFERQ_MODEL_CACHE=/cache /fetch_model.sh && mv /cache/all-MiniLM-L6-v2 /model
 
-FROM debian:bookworm-slim AS inferq
+FROM $DEBIAN_IMAGE AS inferq
 LABEL org.opencontainers.image.title="inferq" \
       org.opencontainers.image.description="Asynchronous inference: a worker that batches across jobs, and its producer" \
       org.opencontainers.image.source="https://github.com/inferq/inferq" \

@@ -59,6 +59,8 @@ pub mod metric {
     pub const OBJECTS: &str = "inferq_objects_total";
     /// What is in flight, by `unit`: jobs, bytes, tokens.
     pub const IN_FLIGHT: &str = "inferq_in_flight";
+    /// Tokens a second while the worker is busy, over its last batches.
+    pub const TOKENS_PER_SECOND: &str = "inferq_tokens_per_second";
     /// 1 for the state that the worker is in, by `state`.
     pub const STATE: &str = "inferq_state";
     /// Changes of the model's revision while the worker ran, by `result`: switched, refused.
@@ -157,6 +159,10 @@ fn describe() {
     describe_counter!(metric::DEVICE_FAILURES, "Devices that were lost in use");
     describe_counter!(metric::TRACES_LEFT_OUT, "Jobs without spans because more came than are traced");
     describe_gauge!(metric::IN_FLIGHT, "What is between receive and settle, by unit");
+    describe_gauge!(
+        metric::TOKENS_PER_SECOND,
+        "Tokens a second while the worker is busy, over about its last ten batches"
+    );
     describe_gauge!(metric::STATE, "1 for the state that the worker is in");
     describe_gauge!(metric::STARTUP_SECONDS, "Seconds that each start-up phase took");
 }
@@ -223,6 +229,11 @@ pub fn model_swap(result: &'static str) {
 /// Counts a device that was lost in use.
 pub fn device_failed() {
     counter!(metric::DEVICE_FAILURES).increment(1);
+}
+
+/// So many tokens a second while the worker is busy.
+pub fn speed(tokens: f64) {
+    gauge!(metric::TOKENS_PER_SECOND).set(tokens);
 }
 
 /// A start-up phase took so long.

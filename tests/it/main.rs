@@ -21,6 +21,7 @@ mod objects;
 mod operator;
 mod outputs;
 mod parity;
+mod pod;
 mod pointers;
 mod processes;
 mod producer;

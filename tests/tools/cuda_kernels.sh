@@ -16,6 +16,8 @@ fail() {
 program=$(realpath -e "$1") || fail "$1 is missing: make cuda"
 model=$(realpath -e "$2") || fail "$2 is missing"
 ARCHITECTURES=${ARCHITECTURES:-75 80 89 90}
+# Which kernels there are hardly depends on the size of batches; how many times each is tried does.
+BATCH_TOKENS=${BATCH_TOKENS:-512}
 cd "$(dirname "$0")"
 
 command -v cc > /dev/null || fail "cc is missing: apt install gcc libc6-dev"
@@ -39,15 +41,21 @@ count() { find "$out" -name "*.$1" | wc -l; }
 # The first file of one kind, or nothing.
 first() { find "$out" -name "*.$1" | sort | sed -n 1p; }
 
-# Warms the model up in this precision, and looks whether all that it asked of NVRTC and of the driver went well.
-compile() {
-    local said=$out/$1.output
-    # Its caches are in a folder of its own: what an earlier run has tuned or compiled must not be left out now.
-    env -C "$out" HOME="$out" XDG_CACHE_HOME="$out" PRETEND_SM="$sm" PRETEND_PTX_DIR="$out" CUDA_PATH="$toolkit" \
+# Warms the model up in this precision; its kernels go to one folder, its words to a file.
+warm_up() {
+    local precision=$1 kernels=$2 said=$3
+    # Its caches are in a folder of this run's own: what an earlier one has tuned or compiled must not be left out now.
+    env -C "$out" HOME="$out" XDG_CACHE_HOME="$out" PRETEND_SM="$sm" PRETEND_PTX_DIR="$kernels" CUDA_PATH="$toolkit" \
         LD_LIBRARY_PATH="$work/driver:$toolkit/lib" \
-        "$program" --model "$model" --device cuda:0 --precision "$1" --replicas 1 < /dev/null > "$said" 2>&1 ||
-        fault "$1: bench_device failed, its last words:" <(tail -n 40 "$said")
-    local refused panics
+        "$program" --model "$model" --device cuda:0 --precision "$precision" --replicas 1 \
+        --max-batch-tokens "$BATCH_TOKENS" --cache-dir "$out/cache" < /dev/null > "$said" 2>&1 ||
+        fault "$precision: bench_device failed, its last words:" <(tail -n 40 "$said")
+}
+
+# Warms the model up, and looks whether all that it asked of NVRTC and of the driver went well.
+compile() {
+    local said=$out/$1.output refused panics
+    warm_up "$1" "$out" "$said"
     refused=$(first log)
     [ -z "$refused" ] || fault "$1: NVRTC refuses $(count log) kernels, first:" "$refused" "${refused%.log}.cu"
     [ ! -e "$out/refused" ] || fault "$1: a card would have refused:" <(sort "$out/refused" | uniq -c)
@@ -56,6 +64,17 @@ compile() {
     [ -z "$panics" ] || fault "$1: a panic:" <(echo "$panics")
     # It goes on to say that the answer is wrong, and there it is right.
     grep -q '"ready":true' "$said" || fault "$1: not warm, the last words:" <(tail -n 40 "$said")
+}
+
+# A second start finds what the first has compiled. What it runs follows from what was tuned, so a kernel or two may be new; and
+# one is tried before any other.
+start_again() {
+    local again=$work/again_${sm}_$1 asked
+    mkdir "$again"
+    warm_up "$1" "$again" "$again/output"
+    asked=$(find "$again" -name '*.cu' | wc -l)
+    [ $((20 * asked)) -le "$(count cu)" ] ||
+        fault "$1: of $(count cu) kernels a second start has $asked compiled again:" <(ls "$again"/*.cu)
 }
 
 # Assembles what was compiled, one file a processor at a time, and keeps what ptxas says.
@@ -79,9 +98,13 @@ for sm in $ARCHITECTURES; do
     precisions=(f32 f16)
     # Turing has no bfloat16.
     [ "$sm" -lt 80 ] || precisions+=(bf16)
-    start=$SECONDS
-    for precision in "${precisions[@]}"; do
+    first=0 again=0
+    for precision in ${PRECISIONS:-"${precisions[@]}"}; do
+        start=$SECONDS
         compile "$precision"
+        first=$((first + SECONDS - start)) start=$SECONDS
+        start_again "$precision"
+        again=$((again + SECONDS - start))
     done
     compiled=$SECONDS
     [ "$(count ptx)" -gt 0 ] || fault "not one kernel was compiled" /dev/null
@@ -89,6 +112,6 @@ for sm in $ARCHITECTURES; do
     [ -z "$other" ] || fault "a kernel is not for $target:" <(grep "^\.target" "$other") "${other%.ptx}.cu"
     assemble
     spilling=$({ grep -l "[1-9][0-9]* bytes spill stores" "$out"/*.assembled || true; } | wc -l)
-    echo "$target: $(count ptx) kernels (${precisions[*]}) compiled in $((compiled - start)) s, assembled in" \
-        "$((SECONDS - compiled)) s; $spilling of them spill registers"
+    echo "$target: $(count ptx) kernels (${precisions[*]}) compiled in $first s, assembled in $((SECONDS - compiled)) s;" \
+        "$spilling of them spill registers; second starts $again s"
 done

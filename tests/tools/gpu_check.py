@@ -42,17 +42,6 @@ HERE = pathlib.Path(__file__).resolve()
 TOLERANCES = {"f32": 2e-3, "f16": 5e-3, "bf16": 2e-2}  # of f32 too: burn runs it on TF32 tensor cores
 FIXTURE_TOLERANCE = 1e-4
 
-# Dense TFLOP/s by NVIDIA's datasheets of T4, L4, A10, A100, H100 and H200 tensor core GPUs; where these give the rates
-# "with sparsity", half of them. f32 stands for TF32, which T4 has not. A card that is not here is measured.
-PEAKS = [
-    (r"\bT4\b", {"f32": 8.1, "f16": 65}),
-    (r"\bL4\b", {"f32": 60, "f16": 121, "bf16": 121}),
-    (r"\bA10\b", {"f32": 62.5, "f16": 125, "bf16": 125}),
-    (r"\bA100\b", {"f32": 156, "f16": 312, "bf16": 312}),
-    (r"\bH100 PCIe", {"f32": 378, "f16": 756, "bf16": 756}),
-    (r"\bH(100 \d+GB HBM3|100 SXM.*|200)$", {"f32": 494, "f16": 989, "bf16": 989}),
-]
-
 # With these `max_batch_tokens` our engine has a shape for each of the budgets, without rows that only fill it up; of
 # more tokens it makes several batches.
 PLANS = {
@@ -418,10 +407,10 @@ def flops(config: dict, length: int) -> float:
 
 def peak(job, precision: str, matmul: dict) -> tuple[float | None, str]:
     """TFLOP/s, and where from."""
-    for pattern, rates in PEAKS:
-        if re.search(pattern, job.card.get("name", "")) and precision in rates:
-            return rates[precision], "the datasheet"
-    return matmul.get(precision), "torch's own matmul, as this card is not in the table"
+    for device in job.report["parts"].get("devices", {}).get("devices", []):
+        if device["device"] == job.device and precision in device.get("peak_tflops", {}):
+            return device["peak_tflops"][precision], "the card's cores and clock"
+    return matmul.get(precision), "torch's own matmul"
 
 
 def speed_rows(job, found: dict) -> None:

@@ -22,7 +22,7 @@ use crate::claim::ClaimSettings;
 use crate::claim::unpack::UnpackCaps;
 use crate::devices::{self, DevicesArgs};
 use crate::engine::burn::LoadOptions;
-use crate::engine::device::{DeviceChoice, Precision};
+use crate::engine::device::{DeviceChoice, Place, Precision};
 use crate::engine::echo::EchoOptions;
 use crate::engine::faults::Fault;
 use crate::engine::{RUNGS, Warm};
@@ -30,6 +30,7 @@ use crate::health::probe::{self, ProbeArgs};
 use crate::in_flight::Bounds;
 use crate::intake::IntakeSettings;
 use crate::pipeline::Settings;
+use crate::pod::Pod;
 
 /// What the worker's exit codes mean; the end of `--help`.
 pub const EXIT_CODES: &str = "\
@@ -244,9 +245,23 @@ pub struct Args {
     /// Where /healthz, /livez, /metrics and /status are served
     #[arg(long, env = "INFERQ_HEALTH", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub health: SocketAddr,
-    /// This worker's name in replies [default: the host's name]
+    /// This worker's name in replies [default: the pod's name, else the host's]
     #[arg(long, env = "INFERQ_WORKER_NAME", value_name = "NAME")]
     pub worker_name: Option<String>,
+    /// The pod that this worker runs in, from the downward API: Kubernetes is told what ending it would cost, by an annotation
+    #[arg(long, env = "INFERQ_POD_NAME", value_name = "NAME", requires = "pod_namespace")]
+    pub pod_name: Option<String>,
+    /// The namespace of that pod
+    #[arg(long, env = "INFERQ_POD_NAMESPACE", value_name = "NAME", requires = "pod_name")]
+    pub pod_namespace: Option<String>,
+    /// The folder with the token of the pod's service account, and with the API server's certificate
+    #[arg(
+        long,
+        env = "INFERQ_SERVICE_ACCOUNT_DIR",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub service_account_dir: PathBuf,
     /// What is logged: error, warn, info, debug, trace, or a filter such as inferq_worker=debug
     #[arg(long, env = "INFERQ_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
@@ -328,6 +343,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// This worker's name in replies.
     pub worker: String,
+    /// The pod that it runs in.
+    pub pod: Option<Pod>,
     /// Where the reason is written when the worker ends by itself.
     pub termination_log: PathBuf,
     /// Items of a batch, where they were given.
@@ -366,10 +383,11 @@ impl Args {
         self.check_ranges()?;
         self.check_relations()?;
         // What is missing is said before anything is begun.
-        self.device.resolve().map_err(|error| error.to_string())?;
-        let model = self.model_source(cores)?;
+        let places = self.device.resolve().map_err(|error| error.to_string())?;
+        let model = self.model_source(cores, places)?;
         let settings = self.settings(cores);
-        let worker = self.worker_name.unwrap_or_else(|| {
+        let pod = self.pod()?;
+        let worker = self.worker_name.or(self.pod_name).unwrap_or_else(|| {
             hostname::get().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "worker".to_owned())
         });
         Ok(Config {
@@ -381,10 +399,29 @@ impl Args {
             lease: Duration::from_secs(self.lease_s),
             health: self.health,
             worker,
+            pod,
             termination_log: self.termination_log,
             batch_items: self.max_batch_items,
             settings,
         })
+    }
+
+    /// The pod, with the API server's address as Kubernetes tells it every container.
+    fn pod(&self) -> Result<Option<Pod>, String> {
+        let (Some(name), Some(namespace)) = (&self.pod_name, &self.pod_namespace) else { return Ok(None) };
+        let told = |variable: &str| {
+            std::env::var(variable).map_err(|_| {
+                format!("--pod-name {name} is for a container of that pod, and {variable} is not set: leave it out elsewhere")
+            })
+        };
+        let (host, port) = (told("KUBERNETES_SERVICE_HOST")?, told("KUBERNETES_SERVICE_PORT")?);
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        Ok(Some(Pod {
+            name: name.clone(),
+            namespace: namespace.clone(),
+            server: format!("https://{host}:{port}"),
+            account: self.service_account_dir.clone(),
+        }))
     }
 
     fn attempts_max(&self) -> u32 {
@@ -463,7 +500,7 @@ impl Args {
         }
     }
 
-    fn model_source(&self, cores: usize) -> Result<ModelSource, String> {
+    fn model_source(&self, cores: usize, places: Vec<Place>) -> Result<ModelSource, String> {
         match (self.engine, &self.model) {
             (EngineKind::Echo, _) => Ok(ModelSource::Echo {
                 options: EchoOptions {
@@ -475,7 +512,7 @@ impl Args {
             }),
             (EngineKind::Burn, Some(directory)) => Ok(ModelSource::Burn(Box::new(LoadOptions {
                 name: self.model_name.clone(),
-                device: self.device.clone(),
+                places,
                 precision: self.precision,
                 replicas: self.replicas,
                 threads: self.replica_threads,

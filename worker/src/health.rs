@@ -55,6 +55,19 @@ pub enum State {
 }
 
 impl State {
+    /// Every state.
+    const ALL: [Self; 9] = [
+        Self::Starting,
+        Self::Loading,
+        Self::Waiting,
+        Self::Warming,
+        Self::Ready,
+        Self::Unfit,
+        Self::Draining,
+        Self::Stopped,
+        Self::Failed,
+    ];
+
     /// The state's name in `/status`, `/healthz` and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -104,6 +117,10 @@ impl Shown {
 impl Health {
     /// A worker that is starting.
     pub fn new(telemetry: Telemetry) -> Self {
+        // A state that was never entered is 0, not absent: so a rule can tell that nobody is ready.
+        for state in State::ALL {
+            telemetry::state(state.as_str(), state == State::Starting);
+        }
         Self { telemetry: Some(telemetry), ..Self::unobserved() }
     }
 
@@ -404,6 +421,9 @@ impl Health {
         if let Some(in_flight) = &self.shown.borrow().in_flight {
             let counts = in_flight.counts();
             telemetry::in_flight(counts.jobs, counts.bytes, counts.tokens);
+            if let Some(speed) = in_flight.speed() {
+                telemetry::speed(speed.tokens);
+            }
         }
         match &self.telemetry {
             Some(telemetry) => text(StatusCode::OK, telemetry.render()),

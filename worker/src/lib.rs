@@ -38,6 +38,7 @@ pub mod offload;
 pub mod outage;
 pub mod outbox;
 pub mod pipeline;
+pub mod pod;
 pub mod pulse;
 pub mod put;
 pub mod receive;

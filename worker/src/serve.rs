@@ -25,6 +25,7 @@ use crate::in_flight::InFlight;
 use crate::lanes::Lanes;
 use crate::offload::Offload;
 use crate::pipeline::{self, Parts, PipelineError};
+use crate::pod::Pod;
 use crate::replica::{Host, Replica};
 use crate::resident::{Loading, Resident, ResidentError};
 use crate::swap::{Next, Swap};
@@ -160,6 +161,7 @@ impl Worker<'_> {
             let mut line = pin!(pipeline::run(parts, drained.clone()));
             // Beside the line, in no task of its own: it lasts as long as the line.
             let mut report = pin!(herald.report());
+            let mut cost = pin!(Pod::report(self.config.pod.as_ref(), &self.in_flight));
             loop {
                 tokio::select! {
                     biased;
@@ -173,6 +175,7 @@ impl Worker<'_> {
                         drained.cancel();
                     }
                     never = &mut report => match never {},
+                    never = &mut cost => match never {},
                 }
             }
         };

@@ -83,7 +83,7 @@ fn say(value: &Value) -> Result<()> {
 fn ready(args: &Args) -> Result<(Loaded, Value)> {
     let started = Instant::now();
     let mut loaded = load(&LoadOptions {
-        device: args.device.clone(),
+        places: args.device.resolve()?,
         precision: args.precision,
         replicas: args.replicas,
         kernels: if args.padded { Kernels::Burn } else { Kernels::Own },

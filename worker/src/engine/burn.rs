@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use self::replicas::{Reading, Target, cores, pool, replicas, targets};
 use super::bert::BertConfig;
-use super::device::{DeviceChoice, Place, Precision};
+use super::device::{Place, Precision};
 use super::faults::Fault;
 use super::model::{KnownAnswer, Model};
 pub use super::padded::Attention;
@@ -47,8 +47,8 @@ pub struct LoadOptions {
     pub directory: PathBuf,
     /// The model's name, if not the manifest's or the directory's.
     pub name: Option<String>,
-    /// Where it runs.
-    pub device: DeviceChoice,
+    /// Where it runs: devices that are there, of one kind.
+    pub places: Vec<Place>,
     /// In which numbers; a card's own choice is the fastest that it has, the processor's is 32 bits.
     pub precision: Option<Precision>,
     /// Engines that share the weights, on each device. By default one a core, or two a card, of which one packs and uploads
@@ -74,7 +74,7 @@ impl LoadOptions {
         Self {
             directory,
             name: None,
-            device: DeviceChoice::Cpu,
+            places: vec![Place::Cpu],
             precision: None,
             replicas: Some(NonZeroUsize::MIN),
             threads: NonZeroUsize::MIN,
@@ -146,8 +146,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let pooling = read_pooling(&directory)?;
     let (sentence, max_tokens) = read_lengths(&directory, &config)?;
     let dimensions = config.hidden_size;
-    let places = options.device.resolve()?;
-    let targets = targets(&places, options, &directory.revision())?;
+    let targets = targets(options, &directory.revision())?;
     let loading = pool(cores())?;
     let (tokenizer, read) = loading.join(
         || read_tokenizer(&directory, max_tokens, &sentence),
@@ -163,7 +162,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         revision: directory.revision(),
         dimensions,
         max_tokens,
-        device: places.iter().map(Place::to_string).collect::<Vec<_>>().join(","),
+        device: options.places.iter().map(Place::to_string).collect::<Vec<_>>().join(","),
         reads_pairs: false,
     };
     tracing::debug!(

@@ -29,6 +29,7 @@ pub(super) struct Model {
 }
 
 /// Tokens, and the vector of length one that they become.
+#[derive(Clone)]
 pub(super) struct KnownAnswer {
     pub(super) tokens: Tokens,
     pub(super) expected: Vec<f32>,

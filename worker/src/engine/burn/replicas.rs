@@ -36,8 +36,8 @@ pub(super) enum Target {
 }
 
 /// How a model of this revision runs on each device. Kernels are kept for all cards together, with the first.
-pub(super) fn targets(places: &[Place], options: &LoadOptions, revision: &str) -> Result<Vec<Target>, LoadError> {
-    let numbered = places.iter().enumerate();
+pub(super) fn targets(options: &LoadOptions, revision: &str) -> Result<Vec<Target>, LoadError> {
+    let numbered = options.places.iter().enumerate();
     numbered.map(|(number, place)| Target::of(*place, options, (number == 0).then_some(revision))).collect()
 }
 
@@ -98,11 +98,12 @@ impl Reading {
             Ok::<_, LoadError>(Model { bert, pooling, max_tokens, known: Vec::new(), faulty: None })
         };
         let is_foreign = targets.iter().any(|target| matches!(target, Target::Padded(..)));
-        let ours = is_foreign.then(|| read(&Device::flex(), Precision::F32)).transpose()?.map(Arc::new);
+        let ours = is_foreign.then(|| known(read(&Device::flex(), Precision::F32)?)).transpose()?.unwrap_or_default();
         let with_known = |target: &Target| {
             let mut model = read(target.device(), target.precision())?;
-            if let (Some(ours), Target::Padded(..)) = (&ours, target) {
-                model.known = known(ours, target.precision())?;
+            if let Target::Padded(..) = target {
+                let tolerance = target.precision().tolerance();
+                model.known = ours.iter().map(|answer| KnownAnswer { tolerance, ..answer.clone() }).collect();
             }
             Ok(model)
         };
@@ -110,17 +111,16 @@ impl Reading {
     }
 }
 
-/// What our kernels make of some inputs, where it is something at all.
-fn known(ours: &Arc<Model>, precision: Precision) -> Result<Vec<KnownAnswer>, LoadError> {
-    let engine = BurnEngine { model: Arc::clone(ours), runner: Runner::Host(pool(cores())?) };
-    let mut known = Vec::new();
-    for length in COMPARED {
-        let tokens = ours.sample(length);
-        let vector = engine.vectors(&[&tokens]).ok().and_then(|vectors| unit(&vectors[0]));
-        let (tolerance, source) = (precision.tolerance(), "a sample that the processor computed");
-        known.extend(vector.map(|expected| KnownAnswer { tokens, expected, tolerance, source }));
-    }
-    Ok(known)
+/// What our kernels make of some inputs, where it is something at all; as exact as they are.
+fn known(ours: Model) -> Result<Vec<KnownAnswer>, LoadError> {
+    let engine = BurnEngine { model: Arc::new(ours), runner: Runner::Host(pool(cores())?) };
+    let answer = |length| {
+        let tokens = engine.model.sample(length);
+        let expected = unit(&engine.vectors(&[&tokens]).ok()?[0])?;
+        let (tolerance, source) = (Precision::F32.tolerance(), "a sample that the processor computed");
+        Some(KnownAnswer { tokens, expected, tolerance, source })
+    };
+    Ok(COMPARED.into_iter().filter_map(answer).collect())
 }
 
 /// The engines of all devices, in turn.

@@ -428,9 +428,6 @@ fn the_processor_refuses_to_be_less_exact() {
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_card_in_a_build_without_any_is_refused_with_what_to_build() {
-    let directory = model();
-    let device = "cuda:0".parse().unwrap();
-    let error =
-        load(&LoadOptions { device, ..LoadOptions::new(directory.path().to_owned()) }).err().unwrap().to_string();
+    let error = "cuda:0".parse::<crate::engine::device::DeviceChoice>().unwrap().resolve().unwrap_err().to_string();
     assert!(error.contains("make cuda"), "{error}");
 }
