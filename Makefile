@@ -26,7 +26,7 @@ MODEL = model="$${INFERQ_TEST_MODEL:-$$(tests/tools/fetch_model.sh | tail -n 1)}
 CUDA := --features inferq-worker/cuda
 DEVICE ?= cuda:0
 
-.PHONY: binaries help demo test lint cuda cuda-kernels gpu-check fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq bench-pubsub chaos clean tools
+.PHONY: binaries help demo test lint cuda cuda-kernels gpu-check fuzz soak mutants compose-test bench-engine bench-queue bench-producer bench-rabbitmq bench-pubsub chaos drains simulate-scaling k8s-check clean tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -140,6 +140,23 @@ bench-pubsub: tools ## worker and submit over the Pub/Sub emulator, beside bare 
 chaos: tools ## MINUTES=10 of faults at workers, links and a BROKER=rabbitmq or pubsub of its own; every job must be answered
 	@$(CARGO) build --release --locked --workspace; \
 	INFERQ_CHAOS_SECONDS=$$(($(MINUTES) * 60)) "$(TARGET)/release/chaos" $(BROKER)
+
+drains: tools ## workers stopped as the kubelet does it, in each phase, on each broker; rolling updates under load
+	@$(MODEL); export INFERQ_TEST_MODEL="$$model"; \
+	$(CARGO) build --release --locked --workspace; \
+	"$(TARGET)/release/drains"
+
+simulate-scaling: tools ## docs/scaling.md: autoscaling simulated, from measured drains
+	@$(CARGO) build --release --locked --workspace; \
+	"$(TARGET)/release/simulate_scaling" --plots "$(TARGET)/scaling/figures.json"; \
+	python="$$(tests/tools/venv.sh matplotlib 3.11.2)"; [ -z "$$python" ] || \
+		"$$python" tests/tools/plot_scaling.py "$(TARGET)/scaling/figures.json" docs/scaling
+
+k8s-check: tools ## k8s/: rendered, validated, asked of real workers, the dashboard drawn; needs kubectl and prometheus
+	@$(MODEL); $(CARGO) build --release --locked --workspace; \
+	"$$(tests/tools/k8s.sh)" tests/tools/k8s_check.py --bin "$(TARGET)/release" --plant; \
+	tests/tools/alerts_check.py --bin "$(TARGET)/release"; \
+	tests/tools/dashboard_check.py --bin "$(TARGET)/release" --model "$$model" --out "$(TARGET)/dashboard.svg"
 
 clean: ## remove what was built
 	$(CARGO) clean
