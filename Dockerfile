@@ -32,6 +32,40 @@ RUN find shared worker producer -name '*.rs' -exec touch {} + \
     && strip --strip-all -o /inferq target/release/inferq \
     && strip --strip-all -o /inferq-worker target/release/inferq-worker
 
+# A model for trying it out, sentence-transformers/all-MiniLM-L6-v2.
+FROM build AS model
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-pip \
+    && rm -rf /var/lib/apt/lists/*
+COPY tests/tools/fetch_model.sh /
+RUN INFERQ_MODEL_CACHE=/cache /fetch_model.sh && mv /cache/all-MiniLM-L6-v2 /model
+
+FROM $DEBIAN_IMAGE AS runtime
+LABEL org.opencontainers.image.title="inferq" \
+      org.opencontainers.image.description="Asynchronous inference: a worker that batches across jobs, and its producer" \
+      org.opencontainers.image.source="https://github.com/inferq/inferq" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Root certificates, for brokers and buckets over TLS.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
+    && useradd --system --uid 10001 --user-group --no-create-home inferq \
+    && install -d -o inferq -g inferq /models /data /cache
+USER 10001:10001
+WORKDIR /data
+ENV INFERQ_HEALTH=0.0.0.0:8080
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["inferq-worker", "health"]
+# Not through a shell: the worker is process 1 and gets SIGTERM.
+ENTRYPOINT ["inferq-worker"]
+
+FROM runtime AS inferq
+COPY --from=build /inferq /inferq-worker /usr/local/bin/
+
+FROM inferq AS assets
+COPY --from=model /model /model
+
+# What follows is for NVIDIA's cards, and comes last: builders without BuildKit build every stage before the one they are asked for.
 FROM dependencies AS dependencies-cuda
 RUN cargo build --release --locked -p inferq-worker -p inferq-producer --features inferq-worker/cuda
 
@@ -52,42 +86,10 @@ RUN apt-get update \
 COPY tests/tools/cuda_toolkit.sh /
 RUN INFERQ_TOOLS_CACHE=/cache /cuda_toolkit.sh --runtime-only > /folder && mv "$(tail -n 1 /folder)" /cuda
 
-# A model for trying it out, sentence-transformers/all-MiniLM-L6-v2.
-FROM build AS model
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 python3-pip \
-    && rm -rf /var/lib/apt/lists/*
-COPY tests/tools/fetch_model.sh /
-RUN INFERQ_MODEL_CACHE=/cache /fetch_model.sh && mv /cache/all-MiniLM-L6-v2 /model
-
-FROM $DEBIAN_IMAGE AS inferq
-LABEL org.opencontainers.image.title="inferq" \
-      org.opencontainers.image.description="Asynchronous inference: a worker that batches across jobs, and its producer" \
-      org.opencontainers.image.source="https://github.com/inferq/inferq" \
-      org.opencontainers.image.licenses="Apache-2.0"
-# Root certificates, for brokers and buckets over TLS.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
-    && useradd --system --uid 10001 --user-group --no-create-home inferq \
-    && install -d -o inferq -g inferq /models /data
-COPY --from=build /inferq /inferq-worker /usr/local/bin/
-USER 10001:10001
-WORKDIR /data
-ENV INFERQ_HEALTH=0.0.0.0:8080
-EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["inferq-worker", "health"]
-# Not through a shell: the worker is process 1 and gets SIGTERM.
-ENTRYPOINT ["inferq-worker"]
-
-# Smaller than on nvidia/cuda:12-base with the packages of NVRTC and of the headers. The driver comes from the host, by NVIDIA's
-# container toolkit.
-FROM inferq AS inferq-cuda
-USER root
-RUN install -d -o inferq -g inferq /cache
+# The driver comes from the host, by NVIDIA's container toolkit.
+FROM runtime AS inferq-cuda
 COPY --from=cuda /cuda /usr/local/cuda
 COPY --from=build-cuda /inferq /inferq-worker /usr/local/bin/
-USER 10001:10001
 # CUDA_CACHE_PATH: where the driver keeps what it makes of the kernels that we keep.
 ENV LD_LIBRARY_PATH=/usr/local/cuda/lib \
     NVIDIA_VISIBLE_DEVICES=all \
@@ -97,7 +99,7 @@ ENV LD_LIBRARY_PATH=/usr/local/cuda/lib \
     CUDA_CACHE_PATH=/cache/driver
 VOLUME /cache
 
-FROM inferq AS assets
-COPY --from=model /model /model
+# By what it is for.
+FROM inferq-cuda AS worker-cuda
 
 FROM inferq
