@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Proves, without a card, that every CUDA kernel of a model compiles: cuda_kernels.sh BENCH_DEVICE MODEL. `bench_device` warms
 # the model up, as a worker does before its first job, in each precision that a card has. It meets a pretend driver, in
-# which launches do nothing, once for each of ARCHITECTURES ("75 80 89 90"); NVRTC compiles what it asks for, then ptxas
-# assembles that. A line for each architecture on stdout; at the first fault it says what that is, leaves the folder with
+# which launches do nothing, once for each of ARCHITECTURES ("75 80 89 90"), in its PRECISIONS; NVRTC compiles what it asks for,
+# then ptxas assembles that. A line for each architecture on stdout; at the first fault it says what that is, leaves the folder with
 # the sources, and fails. That kernels compute what they should, only a card can tell.
 set -euo pipefail
 
@@ -98,8 +98,9 @@ for sm in $ARCHITECTURES; do
     precisions=(f32 f16)
     # Turing has no bfloat16.
     [ "$sm" -lt 80 ] || precisions+=(bf16)
+    [ -z "${PRECISIONS:-}" ] || read -ra precisions <<< "$PRECISIONS"
     first=0 again=0
-    for precision in ${PRECISIONS:-"${precisions[@]}"}; do
+    for precision in "${precisions[@]}"; do
         start=$SECONDS
         compile "$precision"
         first=$((first + SECONDS - start)) start=$SECONDS
