@@ -12,8 +12,6 @@ a line for each render on stdout; on a fault one line for each, `render: Kind/na
    references, images, memory, security contexts; and, where `promtool` is, what the queries of scaling come to.
 3. `--plant`: breaks rendered objects in memory, one fault at a time, and fails unless each is found.
 
-`--also-known NAME` lets a variable or metric pass that the binaries or docs/operations.md don't know yet.
-
 Python 3.11 with the packages of tests/tools/k8s.sh: "$(tests/tools/k8s.sh)" tests/tools/k8s_check.py --bin DIR
 """
 
@@ -151,9 +149,8 @@ def renders():
 class Binaries:
     """What `inferq` and `inferq-worker` know."""
 
-    def __init__(self, folder, also_known):
+    def __init__(self, folder):
         self.folder = pathlib.Path(folder)
-        self.also_known = set(also_known)
 
     @functools.cache
     def help(self, *command):
@@ -164,7 +161,7 @@ class Binaries:
         return done.stdout
 
     def variables(self, *command):
-        return set(re.findall(r"\[env: (INFERQ_\w+)", self.help(*command))) | self.also_known
+        return set(re.findall(r"\[env: (INFERQ_\w+)", self.help(*command)))
 
     def drain_limit_s(self):
         return int(re.search(r"INFERQ_DRAIN_LIMIT_S=\]\s+\[default: (\d+)\]", self.help("inferq-worker"))[1])
@@ -775,12 +772,9 @@ def placement(render, _):
             yield thing, f"{word} was not replaced"
 
 
-def queries(render, binaries):
+def queries(render, _):
     """Metrics of ours that scaling asks for are those that docs/operations.md names, and the queries are PromQL."""
-    documented = (
-        set(re.findall(r"`(inferq_\w+)`", (ROOT / "docs/operations.md").read_text(encoding="utf-8")))
-        | binaries.also_known
-    )
+    documented = set(re.findall(r"`(inferq_\w+)`", (ROOT / "docs/operations.md").read_text(encoding="utf-8")))
     for thing in render.of("ScaledObject"):
         for trigger in thing["spec"]["triggers"]:
             query = trigger["metadata"].get("query", "")
@@ -1068,13 +1062,10 @@ def main():
     parser = argparse.ArgumentParser(description="Checks k8s/ without a cluster.")
     parser.add_argument("--bin", required=True, help="the folder of inferq and inferq-worker")
     parser.add_argument("--plant", action="store_true", help="prove as well that faults are found")
-    parser.add_argument(
-        "--also-known", action="append", default=[], metavar="NAME", help="a variable or metric that is still to come"
-    )
     arguments = parser.parse_args()
     if shutil.which("kubectl") is None:
         sys.exit("k8s_check: kubectl is missing: https://kubernetes.io/docs/tasks/tools")
-    binaries = Binaries(arguments.bin, arguments.also_known)
+    binaries = Binaries(arguments.bin)
 
     failed = list(file_faults())
     found = renders()
